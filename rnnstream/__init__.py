@@ -1,0 +1,63 @@
+"""rnnstream serves trained recurrent networks one token at a time: the hidden state stays, the bits are exact.
+
+The public names: `load`, `Network`, `StepModel` (models), `Engine` (sessions in process), `Worker` (sessions behind ZeroMQ
+addresses), `Client`, `AsyncClient`, `Prediction` (their other end), and every exception of `rnnstream.errors`.
+"""
+
+from rnnstream.client import AsyncClient, AsyncSession, Client, Session
+from rnnstream.engine.engine import Engine
+from rnnstream.errors import (
+    BadMessage,
+    BadRequest,
+    BadToken,
+    Busy,
+    Conflict,
+    ConnectionFailed,
+    Full,
+    Internal,
+    ModelError,
+    NoReply,
+    NotFinite,
+    ProtocolError,
+    RequestError,
+    RnnstreamError,
+    TooLarge,
+    UnknownSession,
+)
+from rnnstream.model.file import load, save
+from rnnstream.model.network import Network
+from rnnstream.model.step import Input, Output, StepModel
+from rnnstream.prediction import Prediction
+from rnnstream.worker.worker import Worker
+
+__all__ = [
+    "AsyncClient",
+    "AsyncSession",
+    "BadMessage",
+    "BadRequest",
+    "BadToken",
+    "Busy",
+    "Client",
+    "Conflict",
+    "ConnectionFailed",
+    "Engine",
+    "Full",
+    "Input",
+    "Internal",
+    "ModelError",
+    "Network",
+    "NoReply",
+    "NotFinite",
+    "Output",
+    "Prediction",
+    "ProtocolError",
+    "RequestError",
+    "RnnstreamError",
+    "Session",
+    "StepModel",
+    "TooLarge",
+    "UnknownSession",
+    "Worker",
+    "load",
+    "save",
+]

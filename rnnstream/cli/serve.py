@@ -1,0 +1,47 @@
+"""`rnnstream serve`: a worker in this process."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+
+import click
+
+from rnnstream.engine.engine import MAX_SESSIONS
+from rnnstream.model.file import load
+from rnnstream.worker.worker import DEFAULT_BIND, Worker
+
+log = logging.getLogger("rnnstream")
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option(
+    "--bind", multiple=True, default=(DEFAULT_BIND,), show_default=True, help="Address to listen at; may be repeated."
+)
+@click.option(
+    "--max-sessions", type=click.IntRange(1), default=MAX_SESSIONS, show_default=True, help="Most sessions at a time."
+)
+def serve(model: str | None, bind: tuple[str, ...], max_sessions: int) -> None:
+    """Serve MODEL until SIGTERM or Ctrl-C.
+
+    MODEL is a model file, or module:attribute for a Python object with the step-model interface; absent, the model that ships
+    with the package. A line "ready ADDRESS" on stdout says for each address that it is listened at: with port *, the real one.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    network = load(model)
+    worker = Worker(network, bind=bind, max_sessions=max_sessions)
+
+    def ready() -> None:
+        log.info("%s: %s", network.name or model, "; ".join(network.layers))
+        if not network.exact:
+            log.warning("this machine's kernels do not give exact batches with this model: see rnnstream selftest")
+        for address in worker.addresses:
+            click.echo(f"ready {address}")
+
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda number, frame: worker.stop())
+    gc.freeze()  # the model stays: a full collection need not look at it again
+    worker.run(ready)
+    log.info("stopped; %d sessions were open", len(worker.engine.sessions()))

@@ -1,0 +1,231 @@
+"""Sessions by row, moved in batches of at most one token each.
+
+A token is computed first and committed afterwards, so that whatever fails in between has changed nothing.
+
+    B rows of a batch    S numbers of a state    F features    V outputs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rnnstream.engine.table import Table
+from rnnstream.errors import BadRequest, Conflict, NotFinite, RequestError, UnknownSession
+from rnnstream.model.outcomes import most_likely, surprisals, top
+from rnnstream.model.step import StepModel
+from rnnstream.prediction import Prediction
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(slots=True)
+class Moves:
+    """One token for each of some rows, computed but not yet committed.
+
+    Attributes:
+        rows: [B] the rows, each once.
+        ts: [B] the step count that each will have.
+        states: [B, S] the new states.
+        features: [B, F] for `StepModel.head`.
+        good: [B] bool, which of the new states are finite; None where all are.
+    """
+
+    rows: Array
+    ts: Array
+    states: Array
+    features: Array
+    good: Array | None
+
+    def behind(self, place: int) -> Moves:
+        """The moves from this place on."""
+        good = None if self.good is None else self.good[place:]
+        return Moves(self.rows[place:], self.ts[place:], self.states[place:], self.features[place:], good)
+
+
+class Rows:
+    """A model and the table of its sessions; what is asked of it is asked by row.
+
+    Args:
+        model: anything with the step-model interface.
+        max_sessions: most sessions at a time.
+    """
+
+    def __init__(self, model: StepModel, *, max_sessions: int) -> None:
+        self.model = model
+        self.table = Table(model.initial_state(), max_sessions=max_sessions)
+
+    def check_want(self, want: str | int, surprisal: bool) -> None:
+        """Hold what a request wants against what the model can give.
+
+        Raises:
+            BadRequest: with `field`.
+        """
+        kind = self.model.output.kind
+        if isinstance(want, int) and kind != "categorical":
+            raise BadRequest(
+                f"want is {want}; the {want} most likely are there for a categorical head, not {kind}.", field="want"
+            )
+        if want == "probs" and kind == "linear":
+            raise BadRequest('want is "probs"; a linear head has no probabilities, "argmax" gives its y.', field="want")
+        if surprisal and not self.model.surprisal:
+            raise BadRequest("surprisal is true; this model does not predict its own next token.", field="surprisal")
+
+    def admit(self, row: int, t: int | None, now: float) -> bool:
+        """Judge a token's turn: existence, then `t`. (Numbering will be judged here, before either.) Opens a new session.
+
+        Returns:
+            Whether the session was opened by this.
+
+        Raises:
+            UnknownSession: it was closed.
+            Conflict: `t` is not its next step; a session never seen would have had step 1.
+        """
+        live = self.table.live[row]
+        self.known(row)
+        self.expect(row, t, 1)
+        if not live:
+            self.table.open(row, now)
+        return not live
+
+    def expect(self, row: int, t: int | None, ahead: int) -> None:
+        """Hold a precondition against the session's step count plus `ahead`; a session that is not open counts 0.
+
+        Raises:
+            Conflict: they differ.
+        """
+        if t is None:
+            return
+        is_at = int(self.table.t[row]) if self.table.live[row] else 0
+        if t != is_at + ahead:
+            name = self.table.names[row]
+            at = f"its next step is {is_at + 1}" if ahead else f"its step count is {is_at}"
+            raise Conflict(f"{name}: t is {t}, but {at}.", field="t", t=is_at)
+
+    def compute(self, rows: Sequence[int], tokens: Sequence[Any]) -> Moves:
+        """One token for each of these open rows, each row at most once; nothing is changed. Runs under `one_thread`."""
+        table = self.table
+        index = np.array(rows, np.intp)
+        states, features = self.model.advance(table.states.take(index, axis=0), self.model.input.batch(tokens))
+        good: Array | None = None
+        total = states.sum(dtype=np.float64)  # not finite if any number is not: a quick look for the usual case
+        if not np.isfinite(total):
+            finite: Array = np.asarray(np.isfinite(states).all(axis=1))
+            good = finite if not finite.all() else None
+        return Moves(index, table.t.take(index) + 1, states, features, good)
+
+    def commit(self, moves: Moves, now: float) -> None:
+        """Make the moves count: those whose state is finite."""
+        rows, states, ts = moves.rows, moves.states, moves.ts
+        if moves.good is not None:
+            rows, states, ts = rows[moves.good], states[moves.good], ts[moves.good]
+        self.table.states[rows] = states
+        self.table.t[rows] = ts
+        self.table.moved_at[rows] = now
+
+    def predictions(self, moves: Moves, wants: Sequence[str | int]) -> list[Prediction]:
+        """What each of the moves gives; `opened` and `surprisal` are left to the caller. Runs under `one_thread`."""
+        output = self.model.output
+        found = [Prediction(t) for t in moves.ts.tolist()]
+        heads = [place for place, want in enumerate(wants) if want != "none"]
+        if not heads:
+            return found
+        features = moves.features if len(heads) == len(wants) else moves.features[heads]
+        logits = self.model.head(features)
+        some_probs = any(isinstance(wants[place], int) or wants[place] == "probs" for place in heads)
+        categorical = output.kind == "categorical"
+        y = output.g2(logits) if some_probs or not categorical else logits
+        ids, ps = (array.tolist() for array in most_likely(logits)) if categorical else ([], [])
+        for i, place in enumerate(heads):
+            prediction, want = found[place], wants[place]
+            if categorical:
+                prediction.y, prediction.p = ids[i], ps[i]
+                prediction.label = output.vocabulary[ids[i]] if output.vocabulary else None
+            else:
+                prediction.y = y[i].astype("<f4")
+            if want == "probs":
+                prediction.probs = y[i].astype("<f4")
+            elif want == "logits":
+                prediction.logits = logits[i].astype("<f4")
+            elif isinstance(want, int):
+                prediction.top = top(y[i], want)
+        return found
+
+    def scores(self, rows: Sequence[int] | Array, tokens: Sequence[Any]) -> list[float]:
+        """Surprisal of each token by the states as they are, in nats. Runs under `one_thread`."""
+        features = self.model.features(self.table.states.take(rows, axis=0))
+        assert features is not None  # `check_want` has seen to it
+        return surprisals(self.model.head(features), np.array(tokens, np.intp)).tolist()
+
+    def row_info(self, row: int, now: float) -> dict[str, Any]:
+        """What `info` says of an open row."""
+        table = self.table
+        return {
+            "t": int(table.t[row]),
+            "age_s": now - float(table.opened_at[row]),
+            "idle_s": now - float(table.moved_at[row]),
+            "producers": {},
+            "norm": float(np.sqrt((table.states[row].astype(np.float64) ** 2).sum())),
+        }
+
+    def page(self, prefix: str, after: int, limit: int, scan: int) -> tuple[list[str], int | None]:
+        """Names of open sessions, in no given order.
+
+        Args:
+            prefix: only names that begin so.
+            after: 0, or the cursor that the page before gave.
+            limit: most names.
+            scan: most rows to look at.
+
+        Returns:
+            The names, and the cursor for the next page, None at the end.
+        """
+        names: list[str] = []
+        end = min(len(self.table.names), after + scan)
+        for row in range(after, end):
+            name = self.table.names[row]
+            if name is not None and self.table.live[row] and name.startswith(prefix):
+                names.append(name)
+                if len(names) == limit:
+                    end = row + 1
+                    break
+        return names, end if end < len(self.table.names) else None
+
+    def rehearse(self) -> None:
+        """A real step that no session sees: it raises what a step would raise. Runs under `one_thread`."""
+        source = self.model.input
+        token = 0 if source.kind == "token" else np.zeros(source.size, np.float32)
+        _, features = self.model.advance(self.model.initial_state()[np.newaxis], source.batch([token]))
+        self.model.head(features)
+
+    def unknown(self, session: str) -> UnknownSession:
+        """The error for a session that is not open: never, or closed."""
+        why = "closed" if self.table.was_closed(session) else "never"
+        told = "was closed; reset opens it again" if why == "closed" else "has never been open"
+        return UnknownSession(f"The session {session} {told}.", why=why)
+
+    def not_finite(self, row: int) -> RequestError:
+        """The error for a token that would have spoiled the state of its row."""
+        return NotFinite(
+            f"{self.table.names[row]}: this token would make the state NaN or infinite; "
+            f"the session stays at t={int(self.table.t[row])}."
+        )
+
+    def known(self, row: int) -> None:
+        """Judge existence: a step opens a name that was never open, but not one that was closed.
+
+        Raises:
+            UnknownSession: it was closed.
+        """
+        name = self.table.names[row]
+        assert name is not None
+        if not self.table.live[row] and self.table.was_closed(name):
+            raise self.unknown(name)
+
+    def check(self) -> None:
+        """Assert what always holds between calls."""
+        self.table.check()

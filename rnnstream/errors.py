@@ -1,0 +1,149 @@
+"""Every exception of rnnstream, in one tree, split by whose fault it is.
+
+::
+
+    RnnstreamError
+    ├── RequestError                    the request: what a worker answers with an "error" map (code, message, extra keys)
+    │   ├── BadMessage     bad_message      the body is not MessagePack maps
+    │   ├── BadRequest     bad_request      an unknown op or key, a wrong type, a key missing      .field
+    │   ├── BadToken       bad_token        a token that this model cannot take                     .field
+    │   ├── UnknownSession unknown_session  no such session: never, closed                          .why
+    │   ├── Conflict       conflict         the precondition `t` does not hold                      .field .t
+    │   ├── NotFinite      not_finite       the token would make the state NaN or infinite
+    │   ├── Busy           busy             the session has too many requests waiting               .retry_after_ms
+    │   ├── Full           full             no room for another session
+    │   ├── TooLarge       too_large        the reply would be over the limit                       .limit
+    │   └── Internal       internal         a bug in the worker
+    ├── ConnectionFailed                the transport: what a client raises by itself
+    │   ├── NoReply                         nothing came back in time (also a TimeoutError)
+    │   └── ProtocolError                   what came back is not this protocol
+    └── ModelError                      the model file or specification cannot be used (also a ValueError)
+
+A request that gets a `RequestError` has changed nothing. The same classes serve on both sides: the engine raises them, the
+worker writes them as maps, the client reads the maps and raises them again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class RnnstreamError(Exception):
+    """The root of the tree."""
+
+
+class RequestError(RnnstreamError):
+    """A request was refused; the session is as it was.
+
+    Attributes:
+        code: the word under the key "error" of the reply.
+        extra: the reply's further keys, such as `field` or `why`; each can be read as an attribute.
+    """
+
+    code: str = "error"
+
+    def __init__(self, message: str, **extra: Any) -> None:
+        super().__init__(message)
+        self.extra = extra
+
+    def __getattr__(self, name: str) -> Any:
+        extra = self.__dict__.get("extra", {})
+        if name in extra:
+            return extra[name]
+        raise AttributeError(f"{type(self).__name__} has no {name!r}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self), self.extra)
+
+    by_code: ClassVar[dict[str, type[RequestError]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        RequestError.by_code[cls.code] = cls
+
+    @staticmethod
+    def from_reply(reply: dict[str, Any]) -> RequestError:
+        """The exception that an error map stands for; a code of a newer worker becomes a plain `RequestError`."""
+        extra = {key: value for key, value in reply.items() if key not in ("error", "message", "id")}
+        error = RequestError.by_code.get(reply["error"], RequestError)(str(reply.get("message", "")), **extra)
+        error.code = reply["error"]
+        return error
+
+
+def _rebuild(cls: type[RequestError], message: str, extra: dict[str, Any]) -> RequestError:
+    return cls(message, **extra)
+
+
+class BadMessage(RequestError):
+    """The body is not MessagePack, not a map, or holds too many maps; what stood before in the body was answered."""
+
+    code = "bad_message"
+
+
+class BadRequest(RequestError):
+    """An unknown op or key, a key that the op does not take, a wrong type or a missing key; `field` names it."""
+
+    code = "bad_request"
+
+
+class BadToken(RequestError):
+    """The token is out of range, not in the vocabulary, of the wrong length, NaN or infinite; `field` names it."""
+
+    code = "bad_token"
+
+
+class UnknownSession(RequestError):
+    """No such session; `why` is "never" or "closed"."""
+
+    code = "unknown_session"
+
+
+class Conflict(RequestError):
+    """A precondition does not hold; `field` names it, `t` is the session's step count."""
+
+    code = "conflict"
+
+
+class NotFinite(RequestError):
+    """This token would have made the state NaN or infinite; the session keeps its last finite state."""
+
+    code = "not_finite"
+
+
+class Busy(RequestError):
+    """The session has too many requests waiting; ask again after `retry_after_ms`."""
+
+    code = "busy"
+
+
+class Full(RequestError):
+    """There is no room for another session."""
+
+    code = "full"
+
+
+class TooLarge(RequestError):
+    """The reply would be larger than `limit` bytes; nothing was done."""
+
+    code = "too_large"
+
+
+class Internal(RequestError):
+    """A bug in the worker: it has logged a traceback and goes on."""
+
+    code = "internal"
+
+
+class ConnectionFailed(RnnstreamError):
+    """The client could not get an answer, or could not read it."""
+
+
+class NoReply(ConnectionFailed, TimeoutError):
+    """Nothing came back in time; whether the requests in flight were applied is not known."""
+
+
+class ProtocolError(ConnectionFailed):
+    """What came back is not this protocol: another service, or a version that this client does not speak."""
+
+
+class ModelError(RnnstreamError, ValueError):
+    """A model file or specification that cannot be used; the sentence says what is wrong in it."""

@@ -1,0 +1,94 @@
+"""Model files: safetensors, with the specification as JSON under the metadata key `rnnstream`. Nothing in them can run code."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from rnnstream.errors import ModelError
+from rnnstream.model.network import Network, check_tensors
+from rnnstream.model.spec import Spec, parse
+from rnnstream.model.step import StepModel
+
+KEY = "rnnstream"
+SHIPPED = Path(__file__).parent.parent / "data" / "tunes.safetensors"
+
+
+def load(source: str | PathLike[str] | None = None) -> StepModel:
+    """A model, ready to step.
+
+    Args:
+        source: a model file; or "module:attribute", a Python object with the step-model interface (or a function without
+            arguments that makes one); absent, the model that ships with the package.
+
+    Raises:
+        ModelError: the file or object is not there or cannot be used; the sentence says why.
+    """
+    if source is None:
+        return load_file(SHIPPED)
+    module, _, attribute = str(source).partition(":")
+    if attribute and not Path(source).exists() and all(part.isidentifier() for part in module.split(".")):
+        return _load_object(module, attribute)
+    return load_file(source)
+
+
+def load_file(path: str | PathLike[str]) -> Network:
+    """The network in a file.
+
+    Raises:
+        ModelError: not there, not a safetensors file, without a specification, or not as its specification says.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(KEY)
+            if text is None:
+                raise ModelError(f"{path} has no metadata key {KEY!r}: it is not an rnnstream model file.")
+            spec = parse(json.loads(text))
+            return Network(spec, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except FileNotFoundError:
+        raise ModelError(f"There is no file {path}.") from None
+    except (OSError, SafetensorError) as problem:
+        raise ModelError(f"{path} cannot be read as a safetensors file: {problem}.") from None
+    except json.JSONDecodeError as problem:
+        raise ModelError(f"{path}: the metadata key {KEY!r} is not JSON: {problem}.") from None
+    except RecursionError:
+        raise ModelError(f"{path}: the metadata key {KEY!r} is nested too deeply.") from None
+    except ModelError as problem:
+        raise ModelError(f"{path}: {problem}") if str(path) not in str(problem) else problem from None
+
+
+def save(path: str | PathLike[str], spec: Spec | dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> None:
+    """Write a model file.
+
+    Raises:
+        ModelError: a specification or tensor that could not be read back; nothing is written then.
+    """
+    spec = spec if isinstance(spec, Spec) else parse(spec)
+    check_tensors(spec, tensors)
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, {KEY: spec.text()})
+
+
+def _load_object(module: str, attribute: str) -> StepModel:
+    try:
+        found = importlib.import_module(module)
+    except ImportError as problem:
+        raise ModelError(f"{module}:{attribute}: the module cannot be imported: {problem}.") from None
+    if not hasattr(found, attribute):
+        raise ModelError(f"{module}:{attribute}: the module has no {attribute!r}.")
+    model = getattr(found, attribute)
+    if callable(model) and not isinstance(model, StepModel):
+        model = model()
+    missing = [
+        name for name in ("advance", "head", "initial_state", "state_size", "input", "output") if not hasattr(model, name)
+    ]
+    if missing:
+        raise ModelError(f"{module}:{attribute} is no step model: it lacks {', '.join(missing)}; see rnnstream.StepModel.")
+    return model

@@ -1,0 +1,43 @@
+"""What is read off the logits of a categorical head, for a batch of rows: the most likely token, its probability, surprisal.
+
+All of it goes by the probabilities as they come out in the model's dtype, so that the id given as the most likely one is
+the first maximum of the "probs" that the same request would get.
+
+    B rows of a batch    V ids of the vocabulary
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def most_likely(logits: Array) -> tuple[Array, Array]:  # [B, V] -> [B], [B]
+    """The id of the most likely token of each row, lowest first among equals, and its probability."""
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    ids = e.argmax(axis=1)
+    return ids, np.reciprocal(e.sum(axis=1))  # exp(0) / sum: bit for bit what softmax has at that id
+
+
+def top(probs: Array, k: int) -> list[tuple[int, float]]:  # [V] -> k pairs
+    """The k most likely ids and their probabilities, most likely first, lowest id first among equals."""
+    k = min(k, len(probs))
+    least = np.partition(probs, -k)[-k]
+    ids = np.flatnonzero(probs >= least)
+    if len(ids) < k:  # NaN among them, which no comparison orders
+        ids = np.arange(len(probs))
+    order = ids[np.argsort(-probs[ids], kind="stable")][:k]
+    return list(zip(order.tolist(), probs[order].tolist(), strict=True))
+
+
+def surprisals(logits: Array, ids: Array) -> Array:  # [B, V], [B] -> [B]
+    """-ln of the probability that each row gives to its id, in nats: the cross-entropy loss of one token.
+
+    By the log of the sum, so that it is finite where the probability itself is rounded to zero.
+    """
+    z = logits - logits.max(axis=1, keepdims=True)
+    return np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(ids)), ids]

@@ -1,0 +1,204 @@
+"""The step-model interface: what rnnstream asks of a network, and what it offers on top of any of them.
+
+    B rows of a batch    S numbers of a state    F features    V outputs    T tokens
+
+A model is a pure function from states and tokens to new states and features (`advance`), and another one from features to
+outputs (`head`), apart so that it can be skipped. It keeps no session; states are handed in and come back.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from rnnstream.errors import BadRequest, BadToken
+from rnnstream.model.activations import sigmoid, softmax
+from rnnstream.model.blas import one_thread
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Input:
+    """Which tokens x<t> a model takes.
+
+    Attributes:
+        kind: "token" (ids from 0 to size - 1) or "dense" (vectors of `size` numbers).
+        size: how many ids, or how long the vector.
+        vocabulary: for tokens, a str for each id, or None.
+    """
+
+    kind: Literal["token", "dense"]
+    size: int
+    vocabulary: tuple[str, ...] | None = None
+    ids: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", {entry: i for i, entry in enumerate(self.vocabulary or ())})
+
+    def token(self, x: Any) -> Any:
+        """The token that x stands for: an int id, or a float32 vector [size].
+
+        Args:
+            x: an int or, with a vocabulary, a str; for dense input a sequence of numbers or bytes of little-endian float32.
+
+        Raises:
+            BadToken: right type, wrong value: out of range, unknown, of the wrong length, NaN or infinite.
+            BadRequest: wrong type; a bool is no number.
+        """
+        return self._id(x) if self.kind == "token" else self._vector(x)
+
+    def batch(self, tokens: Sequence[Any]) -> Array:  # -> [B] int or [B, size] float32
+        """Checked tokens as the batch that `advance` takes."""
+        return np.array(tokens, np.intp) if self.kind == "token" else np.stack(tokens)
+
+    def _id(self, x: Any) -> int:
+        if isinstance(x, str):
+            if x in self.ids:
+                return self.ids[x]
+            has = f"the vocabulary of {self.size} entries does not have it" if self.ids else "this model has no vocabulary"
+            raise BadToken(f"x is {x!r:.60}; {has}.", field="x")
+        if isinstance(x, bool) or not isinstance(x, int | np.integer):
+            kinds = "an int id or a str of the vocabulary" if self.ids else "an int id"
+            raise BadRequest(f"x is a {type(x).__name__}; this model takes {kinds}.", field="x")
+        if not 0 <= x < self.size:
+            raise BadToken(f"x is {x}; ids go from 0 to {self.size - 1}.", field="x")
+        return int(x)
+
+    def _vector(self, x: Any) -> Array:
+        if isinstance(x, bytes):
+            if len(x) != 4 * self.size:
+                raise BadToken(f"x has {len(x)} bytes; {self.size} float32 numbers take {4 * self.size}.", field="x")
+            vector = np.frombuffer(x, "<f4").astype(np.float32)
+        elif isinstance(x, list | tuple | np.ndarray):
+            if len(x) != self.size:
+                raise BadToken(f"x has {len(x)} numbers; this model takes {self.size}.", field="x")
+            for place, number in enumerate(x):
+                if isinstance(number, bool) or not isinstance(number, int | float | np.number):
+                    raise BadRequest(f"x[{place}] is a {type(number).__name__}; it is a number.", field="x")
+            with np.errstate(over="ignore"):
+                vector = np.array([float(number) if abs(number) < 1e39 else np.inf * number for number in x], np.float32)
+        else:
+            raise BadRequest(
+                f"x is a {type(x).__name__}; this model takes a list of {self.size} numbers or bytes of float32.",
+                field="x",
+            )
+        finite = np.isfinite(vector)
+        if not finite.all():
+            place = int(finite.argmin())
+            raise BadToken(f"x[{place}] is NaN, infinite or beyond float32; it is a finite number.", field="x")
+        return vector
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the outputs y<t> are.
+
+    Attributes:
+        kind: "categorical" (y = softmax of the logits: one of `size` ids comes next), "bernoulli" (y = sigmoid: `size`
+            separate probabilities) or "linear" (y = the outputs as they are).
+        size: V.
+        vocabulary: a str for each id of a categorical output, or None.
+    """
+
+    kind: Literal["categorical", "bernoulli", "linear"]
+    size: int
+    vocabulary: tuple[str, ...] | None = None
+
+    def g2(self, logits: Array) -> Array:  # [B, V] -> [B, V]
+        """y<t> of the logits, which stay as they are."""
+        z = logits.copy(order="C")
+        return softmax(z) if self.kind == "categorical" else sigmoid(z) if self.kind == "bernoulli" else z
+
+
+class StepModel(ABC):
+    """A network that can be run one token at a time; derive from it to bring your own.
+
+    Attributes:
+        name: for people.
+        digest: hex SHA-256 that tells this model from any other.
+        exact: the bits of a row do not depend on the other rows of its batch.
+        numerics: fingerprint of what the bits depend on beside the model: kernels, library versions.
+        dtype: of states, features and outputs.
+        state_size: S.
+        layers: a line for each layer, for people.
+        input: which tokens it takes.
+        output: what its outputs are.
+    """
+
+    name: str
+    digest: str
+    exact: bool
+    numerics: str
+    dtype: np.dtype[Any]
+    state_size: int
+    layers: list[str]
+    input: Input
+    output: Output
+
+    @abstractmethod
+    def initial_state(self) -> Array:  # -> [S]
+        """a<0>, a new array."""
+
+    @abstractmethod
+    def advance(self, states: Array, inputs: Array) -> tuple[Array, Array]:  # [B, S], [B] or [B, K] -> [B, S], [B, F]
+        """One step for each row: new states and features. The arguments stay as they are. Runs under `one_thread`."""
+
+    @abstractmethod
+    def head(self, features: Array) -> Array:  # [B, F] -> [B, V]
+        """The logits: outputs before g2. Runs under `one_thread`."""
+
+    def features(self, states: Array) -> Array | None:  # [B, S] -> [B, F]
+        """The features as a function of the state alone, or None for models whose outputs need the token too."""
+        return None
+
+    @property
+    def surprisal(self) -> bool:
+        """Whether a token can be scored by the outputs before it: it is one of the ids that the state alone predicts."""
+        return (
+            self.input.kind == "token"
+            and self.output.kind == "categorical"
+            and self.output.size == self.input.size
+            and self.features(self.initial_state()[np.newaxis]) is not None
+        )
+
+    def step(self, a: Array, x: Any) -> tuple[Array, Array]:  # [S], token -> [S], [V]
+        """One token: a<t> and y<t>, from a<t-1>, which stays as it is.
+
+        Raises:
+            BadToken, BadRequest: x is not a token of this model.
+        """
+        with one_thread():
+            states, features = self.advance(a[np.newaxis], self.input.batch([self.input.token(x)]))
+            return states[0], self.output.g2(self.head(features))[0]
+
+    def forward(self, xs: Sequence[Any], a: Array | None = None) -> Array:  # T tokens -> [T, V]
+        """A whole sequence: y<1> ... y<T>, from a<0> or from the state `a`; the same bits as its tokens one at a time.
+
+        Raises:
+            BadToken, BadRequest: one of xs is not a token of this model.
+        """
+        features = self._run(xs, a)[1]
+        if not features:
+            return np.empty((0, self.output.size), self.dtype)
+        with one_thread():
+            return self.output.g2(self.head(np.concatenate(features)))
+
+    def run(self, xs: Sequence[Any], a: Array | None = None) -> Array:  # T tokens -> [S]
+        """The state after a whole sequence, from a<0> or from the state `a`; no outputs are computed."""
+        return self._run(xs, a)[0][0]
+
+    def _run(self, xs: Sequence[Any], a: Array | None) -> tuple[Array, list[Array]]:
+        states = (self.initial_state() if a is None else a)[np.newaxis]
+        features = []
+        tokens = [self.input.token(x) for x in xs]
+        with one_thread():
+            for token in tokens:
+                states, seen = self.advance(states, self.input.batch([token]))
+                features.append(seen)
+        return states, features

@@ -1,0 +1,165 @@
+"""Request bodies: from bytes to checked requests (the worker's side) and from requests to bytes (the client's side).
+
+A body is one MessagePack map or several back to back. `OPS` is the whole table of which operation takes which keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from rnnstream.errors import BadMessage, BadRequest
+from rnnstream.wire.limits import ID_BYTES, PAGE, SESSION_BYTES, TOP
+
+COMMON = ("op", "id")  # keys that every operation takes
+OPS: dict[str, tuple[str, ...]] = {  # the further keys of each; those with "session" name one and wait their turn in it
+    "step": ("session", "x", "want", "surprisal", "t"),
+    "reset": ("session", "t"),
+    "close": ("session", "t"),
+    "info": ("session",),
+    "hello": (),
+    "ping": (),
+    "sessions": ("prefix", "after", "limit"),
+}
+REQUIRED = ("session", "x")  # where an operation takes them at all
+
+
+@dataclass(slots=True)
+class Request:
+    """One checked request. `x` is as it came: only the model knows which tokens it takes.
+
+    Keys that were absent have their defaults; `id` and `t` are None then.
+    """
+
+    op: str = "step"
+    session: str = ""
+    x: Any = None
+    want: str | int = "argmax"
+    surprisal: bool = False
+    t: int | None = None
+    id: str | int | bytes | None = None
+    prefix: str = ""
+    after: int = 0
+    limit: int = 100
+
+
+def encode(requests: list[dict[str, Any]]) -> bytes:
+    """A body of these maps, back to back."""
+    pack = msgpack.packb
+    return b"".join([pack(request) for request in requests])
+
+
+def decode(body: bytes, most: int) -> tuple[list[dict[Any, Any]], BadMessage | None]:
+    """The maps of a body, and what is wrong behind them, if anything is.
+
+    Args:
+        body: as it was received.
+        most: how many maps it may hold.
+    """
+    if not body:
+        return [], BadMessage("The body is empty; send one MessagePack map or several back to back.")
+    unpacker = msgpack.Unpacker(strict_map_key=False, max_buffer_size=len(body) + 1)
+    unpacker.feed(body)
+    items: list[Any] = []
+    problem = ""
+    try:
+        for item in unpacker:
+            if type(item) is not dict:
+                problem = f"is a {type(item).__name__}; a request is a map"
+                break
+            if len(items) == most:
+                problem = f"is one more than the limit of {most} maps a body"
+                break
+            items.append(item)
+        else:
+            # The iteration ends without a word where an object is cut short. One nil more comes out as nil only if there was
+            # nothing before it to complete.
+            problem = "is cut short"
+            unpacker.feed(b"\xc0")
+            if next(unpacker, problem) is None:
+                problem = ""
+    except Exception as error:  # a peer's bytes: msgpack raises half a dozen unrelated classes for them
+        problem = problem or f"is not MessagePack: {str(error) or type(error).__name__:.100}"
+    if not problem:
+        return items, None
+    return items, BadMessage(f"Object {len(items) + 1} of the body {problem}; nothing from there on was read.")
+
+
+def parse(item: dict[Any, Any]) -> Request:
+    """Check one map against the table of operations.
+
+    Raises:
+        BadRequest: with `field`, for an unknown op or key, a wrong type or range, or a missing key.
+    """
+    op = item.get("op", "step")
+    takes = OPS.get(op) if isinstance(op, str) else None
+    if takes is None:
+        raise BadRequest(f"op is {_show(op)}; it is one of {', '.join(OPS)}.", field="op")
+    request = Request(op=op)
+    for key, value in item.items():
+        if key not in takes and key not in COMMON:
+            raise BadRequest(
+                f"{op} has no key {_show(key)}; it takes {', '.join((*takes, *COMMON))}.",
+                field=key if isinstance(key, str) else repr(key)[:ID_BYTES],
+            )
+        if key in ("op", "x"):
+            continue
+        problem = _problem(key, value)
+        if problem:
+            raise BadRequest(f"{key} is {_show(value)}; {problem}.", field=key)
+        setattr(request, key, value)
+    for key in REQUIRED:
+        if key in takes and key not in item:
+            raise BadRequest(f"{op} needs the key {key!r}.", field=key)
+    request.x = item.get("x")
+    return request
+
+
+def readable(item: Any) -> dict[str, Any]:
+    """The `session` and `id` of a map that may be wrong elsewhere, for its error reply: only those that are valid."""
+    found: dict[str, Any] = {}
+    if isinstance(item, dict):
+        for key in ("session", "id"):
+            if key in item and not _problem(key, item[key]):
+                found[key] = item[key]
+    return found
+
+
+def _problem(key: str, value: Any) -> str:
+    """What the value of this key should have been, or "" if it is right."""
+    whole = type(value) is int
+    match key:
+        case "session" | "prefix":
+            least = 1 if key == "session" else 0
+            with contextlib.suppress(UnicodeEncodeError):
+                if isinstance(value, str) and least <= len(_utf8(value)) <= SESSION_BYTES:
+                    return ""
+            return f"it is a str of {least} to {SESSION_BYTES} bytes in UTF-8"
+        case "id":
+            if whole or (isinstance(value, str | bytes) and len(value) * 4 <= ID_BYTES):
+                return ""
+            size = len(value.encode()) if isinstance(value, str) else len(value) if isinstance(value, bytes) else ID_BYTES + 1
+            return "" if size <= ID_BYTES else f"it is an int, or a str or bytes of at most {ID_BYTES} bytes"
+        case "want":
+            if value in ("argmax", "none", "probs", "logits") or (whole and 1 <= value <= TOP):
+                return ""
+            return f'it is "argmax", "none", "probs", "logits" or an int from 1 to {TOP}'
+        case "surprisal":
+            return "" if isinstance(value, bool) else "it is true or false"
+        case "t" | "after":
+            return "" if whole and value >= 0 else "it is an int, from 0"
+        case _:  # limit
+            return "" if whole and 1 <= value <= PAGE else f"it is an int from 1 to {PAGE}"
+
+
+def _utf8(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _show(value: Any) -> str:
+    """The value as it goes into a sentence: short, whatever a peer has sent."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

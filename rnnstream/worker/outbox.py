@@ -1,0 +1,118 @@
+"""Replies on their way out, so that a slow reader neither loses one in silence nor holds anybody up.
+
+Replies go out without blocking. What a peer's full pipe does not take waits here, in order and within a bound; a peer that goes
+past the bound is cut off: its replies are dropped and counted, its messages are not looked at any more. Its sessions live on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import zmq
+
+from rnnstream.worker.queue import Address, routing_id
+
+log = logging.getLogger("rnnstream.worker")
+
+WAITING_BYTES = 4 << 20  # for one peer, beside the 1,000 messages in its pipe: many seconds of tokens
+RETRY_S = 0.005  # how often a full pipe is tried again
+CUT_PEERS = 10_000  # routing ids that are remembered as cut off; a new connection has a new one
+
+
+class Outbox:
+    """Sends replies over a ROUTER socket that has ROUTER_MANDATORY set.
+
+    Attributes:
+        cut: routing ids that were cut off.
+        dropped: replies to peers that were gone or cut off.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        # The sugar around send() costs as much again as the call.
+        self._send: Callable[..., None] = partial(zmq.backend.Socket.send, socket)
+        self._waiting: dict[bytes, deque[tuple[Address, bytes]]] = {}
+        self._bytes: dict[bytes, int] = {}
+        self._tried_at = 0.0
+        self.cut: OrderedDict[bytes, None] = OrderedDict()
+        self.dropped = 0
+
+    def __bool__(self) -> bool:
+        """Whether a reply waits for its reader."""
+        return bool(self._waiting)
+
+    def send(self, replies: Sequence[tuple[Address, bytes]], now: float) -> None:
+        """Send replies, in this order for each peer, without waiting for anyone.
+
+        Args:
+            replies: (address, body) pairs.
+            now: seconds, monotonic.
+        """
+        if self._waiting and now - self._tried_at >= RETRY_S:
+            self._retry(now)
+        send, first, last = self._send, zmq.SNDMORE | zmq.NOBLOCK, zmq.NOBLOCK
+        for address, body in replies:
+            if type(address) is bytes and address not in self._waiting:
+                try:
+                    send(address, first)
+                    send(body, last)  # once the first frame is taken, the rest of the message is
+                except zmq.ZMQError as problem:
+                    self._refused(address, body, problem.errno)
+            else:
+                self._send_or_keep(address, body)
+
+    def _send_or_keep(self, address: Address, body: bytes) -> None:
+        if routing_id(address) in self._waiting:
+            self._keep(address, body)
+            return
+        try:
+            self._send_whole(address, body)
+        except zmq.ZMQError as problem:
+            self._refused(address, body, problem.errno)
+
+    def _send_whole(self, address: Address, body: bytes) -> None:
+        for frame in (address,) if type(address) is bytes else address:
+            self._send(frame, zmq.SNDMORE | zmq.NOBLOCK)
+        self._send(body, zmq.NOBLOCK)
+
+    def _refused(self, address: Address, body: bytes, errno: int | None) -> None:
+        if errno == zmq.EAGAIN:
+            self._keep(address, body)
+        elif errno == zmq.EHOSTUNREACH:
+            self.dropped += 1
+        else:
+            raise zmq.ZMQError(errno)
+
+    def _keep(self, address: Address, body: bytes) -> None:
+        peer = routing_id(address)
+        if peer in self.cut:
+            self.dropped += 1
+            return
+        self._waiting.setdefault(peer, deque()).append((address, body))
+        self._bytes[peer] = self._bytes.get(peer, 0) + len(body) + 100  # and the objects around it
+        if self._bytes[peer] > WAITING_BYTES:
+            self.dropped += len(self._waiting.pop(peer))
+            del self._bytes[peer]
+            self.cut[peer] = None
+            if len(self.cut) > CUT_PEERS:
+                self.cut.popitem(last=False)
+            log.warning("peer %s does not read its replies: cut off, %d replies dropped so far", peer.hex(), self.dropped)
+
+    def _retry(self, now: float) -> None:
+        self._tried_at = now
+        for peer in list(self._waiting):
+            waiting = self._waiting[peer]
+            try:
+                while waiting:
+                    self._send_whole(*waiting[0])
+                    _, body = waiting.popleft()
+                    self._bytes[peer] -= len(body) + 100
+            except zmq.ZMQError as problem:
+                if problem.errno == zmq.EAGAIN:
+                    continue
+                if problem.errno != zmq.EHOSTUNREACH:
+                    raise
+                self.dropped += len(waiting)
+            del self._waiting[peer], self._bytes[peer]

@@ -1,0 +1,124 @@
+"""The loop around the ROUTER socket: read what has arrived, hand it to the core, send what the core answers. No decisions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import zmq
+
+from rnnstream.wire.limits import ENVELOPE_FRAMES
+from rnnstream.worker.core import Core
+from rnnstream.worker.outbox import RETRY_S, Outbox
+from rnnstream.worker.queue import Address, routing_id
+
+MOST_WAITING = 65_536  # requests: beyond them the socket is not read, and ZeroMQ and TCP hold the producers back
+DRAIN_BODIES = 512  # read at once: a larger batch would not be cheaper a token, only later
+DRAIN_BYTES = 256 << 10  # read at once: some 10,000 requests, decoded in a few milliseconds
+WAITED_S = 10e-6  # a blocking read that took longer has waited: nothing else was there, and asking again costs 2.7 us
+FLUSH_S = 2.0  # for slow readers to take their last replies when the worker stops
+
+
+def socket_for(context: zmq.Context[zmq.Socket[bytes]], *, frame_bytes: int) -> zmq.Socket[bytes]:
+    """A ROUTER socket with its options, not yet bound."""
+    socket = context.socket(zmq.ROUTER)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reply that cannot be sent is an error, not silence
+    socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes)  # a larger frame ends its connection before it is read
+    socket.setsockopt(zmq.SNDHWM, 1000)  # replies in the pipe of one peer; what it does not take waits in the outbox
+    socket.setsockopt(zmq.RCVHWM, 1000)  # messages of one peer that are read ahead before TCP holds it back
+    socket.setsockopt(zmq.LINGER, int(FLUSH_S * 1000))  # last replies are still delivered, but no dead peer holds the exit up
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 10_000)  # ms: peers that vanished without a word are found
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
+    socket.setsockopt(zmq.BACKLOG, 1024)  # many producers may connect at once
+    return socket
+
+
+class Router:
+    """Drives a core by a bound ROUTER socket.
+
+    Args:
+        socket: as `socket_for` makes it.
+        core: what the messages are handed to.
+        wake: a body that only says that `stopping` is set; it is not handed on.
+
+    Attributes:
+        stopping: set to True, and wake the loop, to end it.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], core: Core, *, wake: bytes) -> None:
+        self.socket, self.core, self.outbox = socket, core, Outbox(socket)
+        self._wake = wake
+        # The sugar around recv() costs as much again as the call.
+        self._recv: Callable[..., bytes] = partial(zmq.backend.Socket.recv, socket)
+        self._recv_frame: Callable[..., zmq.Frame] = partial(zmq.backend.Socket.recv, socket)  # type: ignore[assignment]
+        self.stopping = False
+
+    def run(self) -> None:
+        """Serve until `stopping`; then answer what was read."""
+        core, outbox, clock = self.core, self.outbox, time.monotonic
+        while not self.stopping:
+            addresses, bodies = self._drain() if core.waiting < MOST_WAITING else ([], [])
+            now = clock()
+            outbox.send(core.handle(addresses, bodies, now), now)
+        while core.waiting:
+            outbox.send(core.handle([], [], clock()), clock())
+        deadline = clock() + FLUSH_S
+        while outbox and clock() < deadline:
+            self.socket.poll(int(RETRY_S * 1000), zmq.POLLERR)
+            outbox.send([], clock())
+
+    def _drain(self) -> tuple[list[Address], list[zmq.Frame]]:
+        """What has arrived. Waits for something only if there is nothing else to do."""
+        addresses: list[Address] = []
+        bodies: list[zmq.Frame] = []
+        recv, recv_frame, more, cut = self._recv, self._recv_frame, zmq.NOBLOCK, self.outbox.cut
+        size, started = 0, 0.0
+        flags = more.value
+        if not self.core.waiting:
+            if self.outbox:  # somebody may have begun to read again
+                if not self.socket.poll(int(RETRY_S * 1000)):
+                    return addresses, bodies
+            else:
+                flags, started = 0, time.perf_counter()
+        try:
+            while size < DRAIN_BYTES and len(bodies) < DRAIN_BODIES:
+                address: Address = recv(flags)
+                # As a frame, for a frame knows without a further call whether another one follows. Reading two frames
+                # blindly would be 0.5 us faster and let a peer's forged third frame pass as another peer's message.
+                body = recv_frame(more, False)
+                if body.more:
+                    address, body = self._enveloped(routing_id(address), body)
+                if cut and routing_id(address) in cut:
+                    continue
+                addresses.append(address)
+                bodies.append(body)
+                size += len(body)
+                if started:
+                    if time.perf_counter() - started > WAITED_S:
+                        break
+                    started = 0.0
+                flags = more.value
+        except zmq.Again:
+            pass
+        if self.stopping:
+            kept = [(a, b) for a, b in zip(addresses, bodies, strict=True) if b.bytes != self._wake]
+            return [a for a, _ in kept], [b for _, b in kept]
+        return addresses, bodies
+
+    def _enveloped(self, address: bytes, frame: zmq.Frame) -> tuple[Address, zmq.Frame]:
+        """The rest of a message with frames before its body: they come back in front of the reply.
+
+        A message with too many of them is answered without any: its body is made one that gets an error.
+        """
+        frames = [address]
+        while frame.more:
+            if len(frames) <= ENVELOPE_FRAMES:
+                frames.append(frame.bytes)
+                extra = False
+            else:
+                extra = True
+            frame = self._recv_frame(zmq.NOBLOCK, False)
+        if extra:
+            return address, zmq.Frame(b"")
+        return tuple(frames), frame

@@ -1,0 +1,136 @@
+"""`Worker`: a model behind ROUTER addresses, run in the caller's thread or in one of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import zmq
+
+from rnnstream.engine.engine import MAX_SESSIONS, Engine
+from rnnstream.errors import RnnstreamError
+from rnnstream.model.blas import one_thread
+from rnnstream.model.step import StepModel
+from rnnstream.wire.limits import Limits
+from rnnstream.worker.core import Core
+from rnnstream.worker.router import Router, socket_for
+
+DEFAULT_BIND = "tcp://127.0.0.1:5555"
+
+
+def limits_for(model: StepModel) -> Limits:
+    """The protocol's limits, with room for this model's largest token and largest reply."""
+    default = Limits()
+    return Limits(
+        frame_bytes=max(default.frame_bytes, 9 * model.input.size + 4096 if model.input.kind == "dense" else 0),
+        reply_bytes=max(default.reply_bytes, 8 * model.output.size + 4096),
+    )
+
+
+class Worker:
+    """Serves a model.
+
+    Args:
+        model: anything with the step-model interface.
+        bind: one address or several, such as "tcp://127.0.0.1:5555" or "ipc:///tmp/worker"; port * takes a free one.
+        max_sessions: most sessions at a time.
+
+    Attributes:
+        addresses: where it listens, with the real ports; empty while it does not run.
+        id: of this worker, as `hello` says it.
+    """
+
+    def __init__(self, model: StepModel, *, bind: str | Sequence[str] = DEFAULT_BIND, max_sessions: int = MAX_SESSIONS) -> None:
+        self.model = model
+        self.engine = Engine(model, max_sessions=max_sessions)
+        self.id = os.urandom(8).hex()
+        self.addresses: list[str] = []
+        self._bind = [bind] if isinstance(bind, str) else list(bind)
+        self._wake = os.urandom(16)
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._router: Router | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def run(self, ready: Callable[[], None] | None = None) -> None:
+        """Serve in this thread until `stop` is called, from another thread or a signal handler.
+
+        Args:
+            ready: called once, when it listens.
+
+        Raises:
+            RnnstreamError: an address cannot be bound, or it runs already.
+        """
+        with self._serving() as router:
+            if ready:
+                ready()
+            self._loop(router)
+
+    def start(self) -> None:
+        """Serve in a thread of its own; returns once it listens.
+
+        Raises:
+            RnnstreamError: an address cannot be bound, or it runs already.
+        """
+        serving = contextlib.ExitStack()
+        router = serving.enter_context(self._serving())
+
+        def work() -> None:
+            with serving:
+                self._loop(router)
+
+        self._thread = threading.Thread(target=work, name="rnnstream-worker", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop reading, answer what was read, and end; after `start` this waits for the end. Harmless when it does not run."""
+        router, context = self._router, self._context
+        if router is not None and context is not None:
+            router.stopping = True
+            with context.socket(zmq.DEALER) as socket:  # the loop waits in a read: give it something to read
+                socket.setsockopt(zmq.LINGER, 1000)
+                socket.connect(self._inproc)
+                socket.send(self._wake)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+            self._thread = None
+
+    @property
+    def _inproc(self) -> str:
+        return f"inproc://rnnstream-{self.id}"
+
+    def _loop(self, router: Router) -> None:
+        with one_thread():
+            router.run()
+
+    @contextlib.contextmanager
+    def _serving(self) -> Iterator[Router]:
+        """A bound router, and everything closed behind it."""
+        with self._lock:
+            if self._context is not None:
+                raise RnnstreamError("This worker runs already.")
+            self._context = zmq.Context()
+        socket = None
+        try:
+            limits = limits_for(self.model)
+            socket = socket_for(self._context, frame_bytes=limits.frame_bytes)
+            socket.bind(self._inproc)
+            for address in self._bind:
+                try:
+                    socket.bind(address)
+                except zmq.ZMQError as problem:
+                    raise RnnstreamError(f"Cannot listen at {address}: {problem}.") from None
+                self.addresses.append(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+            core = Core(self.engine, worker=self.id, version=importlib.metadata.version("rnnstream"), limits=limits)
+            self._router = Router(socket, core, wake=self._wake)
+            yield self._router
+        finally:
+            self._router = None
+            self.addresses = []
+            if socket is not None:
+                socket.close()
+            self._context.term()
+            self._context = None
