@@ -87,24 +87,22 @@ class Rows:
         """
         live = self.table.live[row]
         self.known(row)
-        self.expect(row, t, 1)
+        self.expect(row, t)
         if not live:
             self.table.open(row, now)
         return not live
 
-    def expect(self, row: int, t: int | None, ahead: int) -> None:
-        """Hold a precondition against the session's step count plus `ahead`; a session that is not open counts 0.
+    def expect(self, row: int, t: int | None) -> None:
+        """Hold a request's precondition: it is to be the session's step t. A session that is not open has had none.
 
         Raises:
-            Conflict: they differ.
+            Conflict: the session's next step has another number.
         """
         if t is None:
             return
-        is_at = int(self.table.t[row]) if self.table.live[row] else 0
-        if t != is_at + ahead:
-            name = self.table.names[row]
-            at = f"its next step is {is_at + 1}" if ahead else f"its step count is {is_at}"
-            raise Conflict(f"{name}: t is {t}, but {at}.", field="t", t=is_at)
+        at = int(self.table.t[row]) if self.table.live[row] else 0
+        if t != at + 1:
+            raise Conflict(f"{self.table.names[row]}: t is {t}, but its next step is {at + 1}.", field="t", t=at)
 
     def compute(self, rows: Sequence[int], tokens: Sequence[Any]) -> Moves:
         """One token for each of these open rows, each row at most once; nothing is changed. Runs under `one_thread`."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as to_bytes
 
 from rnnstream.errors import ModelError
 from rnnstream.model.network import Network, check_tensors
@@ -73,7 +73,8 @@ def save(path: str | PathLike[str], spec: Spec | dict[str, Any], tensors: dict[s
     """
     spec = spec if isinstance(spec, Spec) else parse(spec)
     check_tensors(spec, tensors)
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, {KEY: spec.text()})
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    Path(path).write_bytes(to_bytes(contiguous, {KEY: spec.text()}))
 
 
 def _load_object(module: str, attribute: str) -> StepModel:

@@ -44,7 +44,7 @@ class Answers:
         engine, session = self.engine, request.session
         if request.op != "reset" and not engine.table.live[row]:
             raise engine.unknown(session)
-        engine.expect(row, request.t, 0)
+        engine.expect(row, request.t)
         if request.op == "info":
             return {"session": session, **engine.row_info(row, now)}
         if request.op == "close":

@@ -1,0 +1,84 @@
+"""docs/protocol.md says what the code does: its examples byte for byte, its tables against the code's."""
+
+import dataclasses
+import io
+import re
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from rnnstream.errors import RequestError
+from rnnstream.model.blas import one_thread
+from rnnstream.wire.limits import Limits
+from rnnstream.wire.requests import COMMON, OPS
+from tests.worker_example import example_core, shown
+
+TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+BLOCKS = re.findall(r"\*\*(.+)\*\*\n\n```text\nrequest (.*)\n((?:    .*\n)+)reply (.*)\n((?:    .*\n)+)```", TEXT)
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading."""
+    part = TEXT.split(f"\n{heading}\n", 1)[1]
+    table = re.search(r"\n((?:\|.*\n)+)", part)
+    assert table
+    lines = table.group(1).splitlines()[2:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def keys(cell: str) -> set[str]:
+    return set(re.findall(r"`(\w+)`", cell))
+
+
+def test_every_example_is_what_the_worker_answers_byte_for_byte():
+    core = example_core()
+    assert len(BLOCKS) >= 15
+    with one_thread():
+        for title, request_json, request_hex, reply_json, reply_hex in BLOCKS:
+            request, reply = bytes.fromhex(request_hex), bytes.fromhex(reply_hex)
+            assert shown(request) == request_json, title
+            out = core.handle([b"peer"], [request], 2.5)
+            while not out:
+                out = core.handle([], [], 2.5)
+            assert out == [(b"peer", reply)], title
+            assert shown(reply) == reply_json, title
+
+
+def test_every_operation_has_an_example():
+    asked = {msgpack.unpackb(bytes.fromhex(block[2])).get("op", "step") for block in BLOCKS[:5] + BLOCKS[7:12]}
+    assert asked == set(OPS)
+
+
+def test_the_table_of_operations_is_the_codes():
+    assert {op.strip("`"): keys(takes) for op, takes, _ in rows("## 2. Requests and replies")} == {
+        op: set(takes) for op, takes in OPS.items()
+    }
+
+
+def test_the_table_of_request_keys_names_each_key_once():
+    listed = [row[0].strip("`") for row in rows("### Keys of requests")]
+    assert sorted(listed) == sorted({*COMMON, *(key for takes in OPS.values() for key in takes)})
+
+
+def test_the_table_of_limits_is_what_hello_says():
+    listed = [row[0].strip("`") for row in rows("### Limits")]
+    assert sorted(listed) == sorted(field.name for field in dataclasses.fields(Limits))
+
+
+def test_the_table_of_errors_is_the_tree_of_exceptions():
+    assert sorted(row[0].strip("`") for row in rows("### Errors")) == sorted(RequestError.by_code)
+
+
+@pytest.mark.parametrize(("heading", "path"), [("### Keys of replies", ()), ("### The model in hello", ("model",))])
+def test_every_key_of_the_examples_replies_is_in_the_tables(heading, path):
+    listed = {row[0].strip("`") for row in rows(heading)}
+    extras = {"field", "why", "limit", "retry_after_ms"}  # of errors: in their own table
+    found = set()
+    for block in BLOCKS:
+        for reply in msgpack.Unpacker(io.BytesIO(bytes.fromhex(block[4]))):
+            for key in path:
+                reply = reply.get(key, {})
+            found |= set(reply)
+    assert found - extras <= listed
+    assert listed - found <= {"next"}
