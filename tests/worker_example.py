@@ -1,16 +1,25 @@
-"""The worker core behind the examples of docs/protocol.md, and how bytes are shown there."""
+"""The worker core behind the examples of docs/protocol.md, and how bytes are shown there.
+
+After a change of the protocol, `python -m tests.worker_example` writes the replies of the examples anew; read the diff.
+"""
 
 import io
 import json
-from typing import Any
+import re
+import textwrap
+from pathlib import Path
 
 import msgpack
 import numpy as np
 
 from rnnstream import Engine, Network
+from rnnstream.model.blas import one_thread
 from rnnstream.model.spec import parse
 from rnnstream.wire.limits import Limits
 from rnnstream.worker.core import Core
+
+PAGE = Path(__file__).parents[1] / "docs" / "protocol.md"
+BLOCK = re.compile(r"\*\*(.+)\*\*\n\n```text\nrequest (.*)\n((?:    .*\n)+)reply (.*)\n((?:    .*\n)+)```")
 
 
 def example_core() -> Core:
@@ -29,11 +38,36 @@ def example_core() -> Core:
     return Core(Engine(model), worker="6b1f0c2d9a3e4f58", version="0.1.0", limits=Limits())
 
 
+def ask(core: Core, body: bytes) -> bytes:
+    """The core's reply to a body, as if nobody else were there."""
+    with one_thread():
+        out = core.handle([b"peer"], [body], 2.5)
+        while not out:
+            out = core.handle([], [], 2.5)
+    [(address, reply)] = out
+    assert address == b"peer"
+    return reply
+
+
 def shown(body: bytes) -> str:
-    """The maps of a body as JSON, bytes as "<bin hex>", a cut end as "...";"""
-    maps = [json.dumps(item, default=lambda value: f"<bin {value.hex()}>") for item in _whole(body)]
-    return " ".join(maps)
+    """The whole maps of a body as JSON, bytes as "<bin hex>"."""
+    maps = msgpack.Unpacker(io.BytesIO(body))
+    return " ".join(json.dumps(item, default=lambda value: f"<bin {value.hex()}>") for item in maps)
 
 
-def _whole(body: bytes) -> list[Any]:
-    return list(msgpack.Unpacker(io.BytesIO(body)))
+def main() -> None:
+    """Write the replies of the page anew."""
+    core = example_core()
+
+    def anew(block: re.Match[str]) -> str:
+        title, _, request_hex, _, _ = block.groups()
+        request = bytes.fromhex(request_hex)
+        reply = ask(core, request)
+        told, answered = (textwrap.indent(textwrap.fill(body.hex(" "), 95), "    ") for body in (request, reply))
+        return f"**{title}**\n\n```text\nrequest {shown(request)}\n{told}\nreply {shown(reply)}\n{answered}\n```"
+
+    PAGE.write_text(BLOCK.sub(anew, PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()

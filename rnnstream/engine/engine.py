@@ -64,6 +64,8 @@ class Engine(Rows):
             with one_thread():
                 for wave in _waves(rows):
                     places = [place for place in wave if rows[place] not in stopped]
+                    if not places:
+                        break
                     found = self._move([rows[p] for p in places], [pairs[p][1] for p in places], want, surprisal, now)
                     for place, prediction in zip(places, found, strict=True):
                         predictions[place] = prediction
@@ -81,16 +83,20 @@ class Engine(Rows):
     ) -> list[Prediction | None]:
         """One wave; None where the state would not be finite."""
         opened = [self.admit(row, None, now) for row in rows]
-        moves = self.compute(rows, tokens)
-        found: list[Prediction | None] = []
-        scores = self.scores(rows, tokens) if surprisal else [None] * len(rows)
-        for i, prediction in enumerate(self.predictions(moves, [want] * len(rows))):
-            prediction.opened, prediction.surprisal = opened[i], scores[i]
-            finite = moves.good is None or bool(moves.good[i])
-            found.append(prediction if finite else None)
-            if opened[i] and not finite:
-                self.table.withdraw(rows[i])
-        self.commit(moves, now)
+        found: list[Prediction | None] = [None] * len(rows)
+        try:
+            moves = self.compute(rows, tokens)
+            predictions = self.predictions(moves, [want] * len(rows))
+            scores = self.scores(rows, tokens) if surprisal else [None] * len(rows)
+            for i, prediction in enumerate(predictions):
+                prediction.opened, prediction.surprisal = opened[i], scores[i]
+                if moves.good is None or moves.good[i]:
+                    found[i] = prediction
+            self.commit(moves, now)
+        finally:
+            for row, was_opened, moved in zip(rows, opened, found, strict=True):
+                if was_opened and moved is None:
+                    self.table.withdraw(row)
         return found
 
     def reset(self, session: str, *, now: float = 0.0) -> None:

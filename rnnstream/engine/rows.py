@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from rnnstream.engine.table import Table
 from rnnstream.errors import BadRequest, Conflict, NotFinite, RequestError, UnknownSession
-from rnnstream.model.outcomes import most_likely, surprisals, top
+from rnnstream.model.outcomes import TOP, most_likely, surprisals, top
 from rnnstream.model.step import StepModel
 from rnnstream.prediction import Prediction
 
@@ -66,6 +66,10 @@ class Rows:
             BadRequest: with `field`.
         """
         kind = self.model.output.kind
+        if want not in ("argmax", "none", "probs", "logits") and (type(want) is not int or not 1 <= want <= TOP):
+            raise BadRequest(
+                f'want is {want!r}; it is "argmax", "none", "probs", "logits" or an int from 1 to {TOP}.', field="want"
+            )
         if isinstance(want, int) and kind != "categorical":
             raise BadRequest(
                 f"want is {want}; the {want} most likely are there for a categorical head, not {kind}.", field="want"
@@ -170,7 +174,7 @@ class Rows:
             "norm": float(np.sqrt((table.states[row].astype(np.float64) ** 2).sum())),
         }
 
-    def page(self, prefix: str, after: int, limit: int, scan: int) -> tuple[list[str], int | None]:
+    def page(self, prefix: str, after: int, limit: int, scan: int) -> tuple[list[str], int | None, int]:
         """Names of open sessions, in no given order.
 
         Args:
@@ -180,7 +184,7 @@ class Rows:
             scan: most rows to look at.
 
         Returns:
-            The names, and the cursor for the next page, None at the end.
+            The names; the cursor for the next page, None at the end; how many rows were looked at.
         """
         names: list[str] = []
         end = min(len(self.table.names), after + scan)
@@ -191,7 +195,7 @@ class Rows:
                 if len(names) == limit:
                     end = row + 1
                     break
-        return names, end if end < len(self.table.names) else None
+        return names, end if end < len(self.table.names) else None, max(0, end - after)
 
     def rehearse(self) -> None:
         """A real step that no session sees: it raises what a step would raise. Runs under `one_thread`."""

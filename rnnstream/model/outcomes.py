@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+TOP = 100  # the largest k of `top`: more than a person reads; whoever wants all asks for "probs"
+
 
 def most_likely(logits: Array) -> tuple[Array, Array]:  # [B, V] -> [B], [B]
     """The id of the most likely token of each row, lowest first among equals, and its probability."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 PROTOCOL = 1
 SESSION_BYTES = 200  # a name in UTF-8: fits any path or key that a user would name a stream by, and an error sentence
 ID_BYTES = 64  # a request id comes back in its reply, so it must not be a way to make replies large
-TOP = 100  # k of `want`: more than a person reads; whoever wants all asks for "probs"
 PAGE = 1000  # session names a page at most: 200 kB of names
 ENVELOPE_FRAMES = 8  # a REQ's delimiter and a few proxies
+ENVELOPE_FRAME_BYTES = 255  # the longest routing id
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Limits:
     Attributes:
         frame_bytes: largest body that is read; the connection of a larger one is cut by the transport.
         frame_requests: most maps in one body: 1,024 decode in about half a millisecond, which others have to wait.
-        waiting: most requests of one session that wait their turn, beyond which it is `busy`; a body of full length fits.
+        waiting: most requests of one session that wait their turn, beyond which it is `busy`; two bodies of full length.
         reply_bytes: largest body that is sent, so that a client that does not read holds a bounded amount of memory.
         replies, producers, producer_s: numbering; all zero in a worker that has no numbering.
     """
 
     frame_bytes: int = 1 << 20
     frame_requests: int = 1024
-    waiting: int = 1024
+    waiting: int = 2048
     replies: int = 0
     reply_bytes: int = 512 << 10
     producers: int = 0

@@ -57,7 +57,7 @@ def decode(body: bytes) -> list[dict[str, Any]]:
     Raises:
         ProtocolError: the body is not whole MessagePack maps.
     """
-    unpacker = msgpack.Unpacker(strict_map_key=False, max_buffer_size=len(body) + 1)
+    unpacker = msgpack.Unpacker(strict_map_key=False, max_ext_len=0, max_buffer_size=len(body) + 1)
     unpacker.feed(body)
     try:
         maps = list(unpacker)

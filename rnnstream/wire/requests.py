@@ -6,13 +6,14 @@ A body is one MessagePack map or several back to back. `OPS` is the whole table 
 from __future__ import annotations
 
 import contextlib
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 
 from rnnstream.errors import BadMessage, BadRequest
-from rnnstream.wire.limits import ID_BYTES, PAGE, SESSION_BYTES, TOP
+from rnnstream.wire.limits import ID_BYTES, PAGE, SESSION_BYTES
 
 COMMON = ("op", "id")  # keys that every operation takes
 OPS: dict[str, tuple[str, ...]] = {  # the further keys of each; those with "session" name one and wait their turn in it
@@ -25,6 +26,9 @@ OPS: dict[str, tuple[str, ...]] = {  # the further keys of each; those with "ses
     "sessions": ("prefix", "after", "limit"),
 }
 REQUIRED = ("session", "x")  # where an operation takes them at all
+
+_REPR = reprlib.Repr()  # of bounded length and depth
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 2, 60, 60, 60
 
 
 @dataclass(slots=True)
@@ -61,7 +65,8 @@ def decode(body: bytes, most: int) -> tuple[list[dict[Any, Any]], BadMessage | N
     """
     if not body:
         return [], BadMessage("The body is empty; send one MessagePack map or several back to back.")
-    unpacker = msgpack.Unpacker(strict_map_key=False, max_buffer_size=len(body) + 1)
+    # No extension types: the protocol has none, and timestamps as keys could be made to collide.
+    unpacker = msgpack.Unpacker(strict_map_key=False, max_ext_len=0, max_buffer_size=len(body) + 1)
     unpacker.feed(body)
     items: list[Any] = []
     problem = ""
@@ -103,7 +108,7 @@ def parse(item: dict[Any, Any]) -> Request:
         if key not in takes and key not in COMMON:
             raise BadRequest(
                 f"{op} has no key {_show(key)}; it takes {', '.join((*takes, *COMMON))}.",
-                field=key if isinstance(key, str) else repr(key)[:ID_BYTES],
+                field=key[:ID_BYTES] if isinstance(key, str) else _show(key),
             )
         if key in ("op", "x"):
             continue
@@ -144,9 +149,7 @@ def _problem(key: str, value: Any) -> str:
             size = len(value.encode()) if isinstance(value, str) else len(value) if isinstance(value, bytes) else ID_BYTES + 1
             return "" if size <= ID_BYTES else f"it is an int, or a str or bytes of at most {ID_BYTES} bytes"
         case "want":
-            if value in ("argmax", "none", "probs", "logits") or (whole and 1 <= value <= TOP):
-                return ""
-            return f'it is "argmax", "none", "probs", "logits" or an int from 1 to {TOP}'
+            return "" if whole or isinstance(value, str) else "it is a str or an int"  # which of them, the model decides
         case "surprisal":
             return "" if isinstance(value, bool) else "it is true or false"
         case "t" | "after":
@@ -161,5 +164,4 @@ def _utf8(value: str | bytes) -> bytes:
 
 def _show(value: Any) -> str:
     """The value as it goes into a sentence: short, whatever a peer has sent."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return _REPR.repr(value)

@@ -12,12 +12,12 @@ from rnnstream.engine.engine import Engine
 from rnnstream.errors import Internal, RequestError
 from rnnstream.prediction import Prediction
 from rnnstream.wire import replies as wire
-from rnnstream.wire.limits import PROTOCOL, Limits
+from rnnstream.wire.limits import PROTOCOL, SESSION_BYTES, Limits
 from rnnstream.wire.requests import Request
 
 log = logging.getLogger("rnnstream.worker")
 
-SCAN = 10_000  # rows that one `sessions` request looks through, so that it holds nobody up
+SCAN = 10_000  # rows that `sessions` requests look through in one turn, so that they hold nobody up: about 1 ms
 
 
 def echo(request: Request) -> dict[str, Any]:
@@ -36,8 +36,27 @@ class Answers:
     """
 
     def __init__(self, engine: Engine, *, worker: str, version: str, limits: Limits) -> None:
-        self.engine, self.limits = engine, limits
-        self._worker, self._version = worker, version
+        self.engine, self._worker = engine, worker
+        model = engine.model
+        self._hello = {
+            "protocol": PROTOCOL,
+            "version": version,
+            "worker": worker,
+            "limits": asdict(limits),
+            "model": {
+                "name": model.name,
+                "digest": model.digest,
+                "exact": model.exact,
+                "numerics": model.numerics,
+                "layers": model.layers,
+                "state_size": model.state_size,
+                "surprisal": model.surprisal,
+                "vocabulary": model.input.vocabulary is not None,
+                "input": {"kind": model.input.kind, "size": model.input.size},
+                "output": {"kind": model.output.kind, "size": model.output.size},
+            },
+        }
+        self.rested()
 
     def change(self, row: int, request: Request, now: float) -> dict[str, Any]:
         """reset, close and info, when their turn has come."""
@@ -53,33 +72,36 @@ class Answers:
         engine.table.open(row, now)
         return {"session": session, "t": 0}
 
-    def about(self, request: Request, now: float) -> dict[str, Any]:
+    def size(self, request: Request) -> int:
+        """Upper bound in bytes of what this reply takes beyond an ordinary one."""
+        output = self.engine.model.output
+        match request.op:
+            case "hello":
+                return len(wire.encode(self._hello))
+            case "sessions":
+                return (SESSION_BYTES + 3) * request.limit
+            case "step":
+                numbers = (request.want in ("probs", "logits")) + (output.kind != "categorical" and request.want != "none")
+                return 4 * output.size * numbers + (20 * request.want if isinstance(request.want, int) else 0)
+        return 0
+
+    def rested(self) -> None:
+        """A new turn of the loop: work that is done at most once a turn may be done again."""
+        self._scan = SCAN
+        self._rehearsed = False
+
+    def about(self, request: Request) -> dict[str, Any]:
         """hello, ping and sessions, which wait for nothing."""
         if request.op == "ping":
-            self.engine.rehearse()
+            if not self._rehearsed:
+                self.engine.rehearse()
+                self._rehearsed = True
             return {"ok": True, "worker": self._worker}
         if request.op == "sessions":
-            names, following = self.engine.page(request.prefix, request.after, request.limit, SCAN)
+            names, following, looked_at = self.engine.page(request.prefix, request.after, request.limit, max(1, self._scan))
+            self._scan -= looked_at
             return {"sessions": names} | ({} if following is None else {"next": following})
-        model = self.engine.model
-        return {
-            "protocol": PROTOCOL,
-            "version": self._version,
-            "worker": self._worker,
-            "limits": asdict(self.limits),
-            "model": {
-                "name": model.name,
-                "digest": model.digest,
-                "exact": model.exact,
-                "numerics": model.numerics,
-                "layers": model.layers,
-                "state_size": model.state_size,
-                "surprisal": model.surprisal,
-                "vocabulary": model.input.vocabulary is not None,
-                "input": {"kind": model.input.kind, "size": model.input.size},
-                "output": {"kind": model.output.kind, "size": model.output.size},
-            },
-        }
+        return self._hello
 
     def step(self, request: Request, prediction: Prediction) -> bytes:
         """A step's reply with everything that was wanted."""
@@ -100,9 +122,10 @@ class Answers:
         """The reply to a request that got an error."""
         return wire.encode(wire.error_map(error, session=request.session, **echo(request)))
 
-    def internal(self, echo: dict[str, Any]) -> bytes:
-        """Log the exception being handled, and the reply that says so."""
-        log.exception("a request failed inside the worker: %s", echo)
+    def internal(self, echo: dict[str, Any], *, logged: bool = False) -> bytes:
+        """The reply to a request that met a bug: the exception being handled, which is logged unless it was already."""
+        if not logged:
+            log.exception("a request failed inside the worker: %s", echo)
         return wire.encode(
             wire.error_map(Internal("A bug in the worker; its log has the traceback. Nothing was changed."), **echo)
         )

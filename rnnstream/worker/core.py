@@ -8,6 +8,7 @@ checks everything and explains what is wrong.
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -26,7 +27,11 @@ from rnnstream.wire.requests import OPS, Request, decode, parse, readable
 from rnnstream.worker.answers import Answers, echo
 from rnnstream.worker.queue import Address, Body, Order, Wave, routing_id
 
+log = logging.getLogger("rnnstream.worker")
+
 REPLY_BYTES = 350  # of an ordinary reply: the longest session name, an id, and the numbers
+MOST_WAITING = 65_536  # requests: beyond them nothing is read, and ZeroMQ and TCP hold the producers back
+MOST_HELD_BYTES = 64 << 20  # of replies that wait behind others of their connection: likewise
 RETRY_MS = 50  # what `busy` asks for: longer than a full queue takes
 
 
@@ -46,16 +51,24 @@ class Core:
         self._answers = Answers(engine, worker=worker, version=version, limits=limits)
         self._order = Order()
         self._waves: deque[Wave] = deque([Wave()])
-        self._waiting: list[int] = []  # by row: requests that wait, which is also the wave that the next one goes into
+        # By row: requests that wait, which is also the wave that the next one goes into.
+        self._waiting: list[int] = [0] * len(engine.table.names)
         self._closing: set[int] = set()  # rows with a `close` waiting: tokens behind it are judged, not just stepped
-        self._heads: list[bytes] = []  # by row: the first bytes of its ordinary replies
         output = self._model.output
         self._categorical = output.kind == "categorical"
         self._labels = [wire.step_label(label) for label in output.vocabulary] if output.vocabulary else None
+        self._heads = [  # by row: the first bytes of its ordinary replies
+            wire.step_head(name, self._labels is not None) if name else b"" for name in engine.table.names
+        ]
         self._reply_bytes = REPLY_BYTES + max((len(label) for label in self._labels or ()), default=0)
         # Ids below this take the short way; with dense input or another head, none does.
         self._plain_size = self._model.input.size if self._model.input.kind == "token" and self._categorical else 0
         self.waiting = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits, requests or answers behind them, that nothing more should be read."""
+        return self.waiting >= MOST_WAITING or self._order.bytes >= MOST_HELD_BYTES
 
     def handle(self, addresses: Sequence[Address], bodies: Sequence[Any], now: float) -> list[tuple[Address, bytes]]:
         """Take in request bodies, run one wave, and hand out what is answered.
@@ -68,7 +81,8 @@ class Core:
         Returns:
             (address, body) pairs, to be sent in this order. While `waiting` is not 0 call again, with whatever came meanwhile.
         """
-        self._receive(addresses, bodies, now)
+        self._answers.rested()
+        self._receive(addresses, bodies)
         wave = self._waves.popleft()
         if not self._waves:
             self._waves.append(Wave())
@@ -81,7 +95,7 @@ class Core:
 
     # In -------------------------------------------------------------------------------------------------------------
 
-    def _receive(self, addresses: Sequence[Address], bodies: Sequence[Any], now: float) -> None:
+    def _receive(self, addresses: Sequence[Address], bodies: Sequence[Any]) -> None:
         """Put what has arrived into waves."""
         unpackb, rows, waiting, held = msgpack.unpackb, self.engine.table.rows, self._waiting, self._order.held
         wave, size, count = self._waves[0], self._plain_size, 0
@@ -100,17 +114,16 @@ class Core:
                         continue
             except Exception:  # not the ordinary token of an open session: `_body` finds out what it is and says so
                 pass
-            self._body(address, bytes(body), now)
+            self._body(address, bytes(body))
         self.waiting += count
 
-    def _body(self, address: Address, data: bytes, now: float) -> None:
+    def _body(self, address: Address, data: bytes) -> None:
         """Take in a body of any kind."""
         body = Body(address)
-        self._order.add(body)
         items, problem = decode(data, self.limits.frame_requests)
         rows, waiting, waves, size = self.engine.table.rows, self._waiting, self._waves, self._plain_size
         live, closing = self.engine.table.live, self._closing
-        room = self.limits.waiting - len(items)  # a session whose queue is shorter than this takes all of the body
+        room = self.limits.waiting - len(items)  # a session whose queue is shorter than this has room for the whole body
         judged: dict[int, bool] = {}
         count = 0
         for item in items:
@@ -120,7 +133,7 @@ class Core:
                 if len(item) == 2:  # the ordinary token again, for each of many
                     row, x = rows[item["session"]], item["x"]
                     turn = waiting[row]
-                    if type(x) is int and 0 <= x < size and turn < room and live[row] and row not in closing:
+                    if type(x) is int and 0 <= x < size and (not turn or turn < room) and live[row] and row not in closing:
                         if turn == len(waves):
                             waves.append(Wave())
                         wave = waves[turn]
@@ -133,12 +146,13 @@ class Core:
                         continue
             except (KeyError, TypeError):
                 pass
-            self._request(body, place, items, judged, now)
+            self._request(body, place, items, judged)
         self.waiting += count
         if problem is not None:
             body.answer(body.expect(), wire.encode(wire.error_map(problem)))
+        self._order.add(body)
 
-    def _request(self, body: Body, place: int, items: list[dict[Any, Any]], judged: dict[int, bool], now: float) -> None:
+    def _request(self, body: Body, place: int, items: list[dict[Any, Any]], judged: dict[int, bool]) -> None:
         """Check one request of a body; answer it, or put it into a wave.
 
         Args:
@@ -146,20 +160,20 @@ class Core:
             place: of the request in the body.
             items: the body's requests.
             judged: by row, whether there is room for this body's requests for a session: all are taken or none.
-            now: seconds, monotonic.
         """
         item = items[place]
         try:
             request = parse(item)
+            body.bytes += self._answers.size(request)
+            self._hold_to_size(request, body)
             if "session" not in OPS[request.op]:
-                body.answer(place, self._answers.encode(self._answers.about(request, now), request))
+                body.answer(place, self._answers.encode(self._answers.about(request), request))
                 return
             if request.op == "step":
                 self.engine.check_want(request.want, request.surprisal)
                 request.x = self._model.input.token(request.x)
-                self._hold_to_size(request, body)
-            row = self._row(request.session)
-            self._hold_to_room(row, request.session, place, items, judged)
+            row = self._row(request)
+            self._hold_to_room(row, request.session, len(items) - place, judged)
             turn = self._waiting[row]
             if turn == len(self._waves):
                 self._waves.append(Wave())
@@ -173,11 +187,13 @@ class Core:
         except Exception:
             body.answer(place, self._answers.internal(readable(item)))
 
-    def _row(self, session: str) -> int:
-        """The row of this name, with its place in the lists of this class."""
-        table = self.engine.table
+    def _row(self, request: Request) -> int:
+        """The row of the request's session, with its place in the lists of this class."""
+        table, session = self.engine.table, request.session
         row = table.rows.get(session)
-        if row is None:
+        if row is None:  # not open, and nothing of it waits: its turn is now
+            if request.op in ("info", "close") or (request.op == "step" and table.was_closed(session)):
+                raise self.engine.unknown(session)
             row = table.take(session)
             if row == len(self._waiting):
                 self._waiting.append(0)
@@ -186,31 +202,26 @@ class Core:
         return row
 
     def _hold_to_size(self, request: Request, body: Body) -> None:
-        """Count what this step's reply will take, and refuse it where the body would grow too large."""
-        output = self._model.output
-        if request.want in ("probs", "logits"):
-            body.bytes += 4 * output.size
-        elif isinstance(request.want, int):
-            body.bytes += 20 * request.want
-        if not self._categorical and request.want != "none":
-            body.bytes += 4 * output.size
+        """Refuse a request with which the reply could grow too large."""
         if body.bytes > self.limits.reply_bytes:
             raise TooLarge(
-                f"{request.session}: with this request the reply could take {body.bytes} bytes, {self.limits.reply_bytes} is "
-                "the limit; send fewer requests in a body or want less.",
+                f"With this {request.op} the reply could take {body.bytes} bytes, {self.limits.reply_bytes} is the limit; send "
+                "fewer requests in a body, or want less.",
                 limit=self.limits.reply_bytes,
             )
 
-    def _hold_to_room(self, row: int, session: str, place: int, items: list[dict[Any, Any]], judged: dict[int, bool]) -> None:
-        """Refuse a session's requests of this body where its queue would grow too long; an empty queue takes any body."""
+    def _hold_to_room(self, row: int, session: str, left: int, judged: dict[int, bool]) -> None:
+        """Refuse a session's requests of a body where its queue could grow too long; an empty queue takes any body.
+
+        As if all the requests that are `left` of the body were the session's: so those that took the short way before, for
+        which the whole body had to fit, are never followed by a refusal.
+        """
         turn, limit = self._waiting[row], self.limits.waiting
         if row not in judged:
-            mine = [other for other, item in enumerate(items) if item.get("session") == session]
-            # Earlier ones that took the short way did so because the whole body would fit.
-            judged[row] = not turn or mine[0] < place or turn + len(mine) <= limit
+            judged[row] = not turn or turn + left <= limit
         if not judged[row]:
             raise Busy(
-                f"{session}: {turn} requests wait, and with this body's there would be more than {limit}, the limit of a "
+                f"{session}: {turn} requests wait, and with this body's there could be more than {limit}, the limit of a "
                 f"session; ask again in {RETRY_MS} ms.",
                 retry_after_ms=RETRY_MS,
             )
@@ -229,7 +240,7 @@ class Core:
             except RequestError as error:
                 body.answer(place, self._answers.error(error, request))
             except Exception:
-                body.answer(place, self._answers.internal({"session": request.session}))
+                body.answer(place, self._answers.internal({"session": request.session} | echo(request)))
         try:
             if wave.rows or steps:
                 self._step(wave, steps, out, now)
@@ -318,13 +329,13 @@ class Core:
 
     def _failed(self, wave: Wave, steps: list[tuple[int, Request, bool, Body, int]], out: list[tuple[Address, bytes]]) -> None:
         """A bug in a step: none of the wave's tokens has counted, and each is told so."""
-        names = self.engine.table.names
-        reply = [self._answers.internal({"session": names[row]}) for row in wave.rows]
-        self._deliver(wave, reply, out)
+        names, internal = self.engine.table.names, self._answers.internal
+        log.exception("a wave of %d tokens failed", len(wave.rows) + len(steps))
+        self._deliver(wave, [internal({"session": names[row]}, logged=True) for row in wave.rows], out)
         for row, request, opened, body, place in steps:
             if opened:
                 self.engine.table.withdraw(row)
-            body.answer(place, self._answers.internal({"session": request.session} | echo(request)))
+            body.answer(place, internal({"session": request.session} | echo(request), logged=True))
 
     def check(self) -> None:
         """Assert what always holds between calls of `handle`."""
@@ -342,6 +353,4 @@ class Core:
                 assert table.live[row] or self._waiting[row]
                 assert self._heads[row] == wire.step_head(name, self._labels is not None)
         assert all(self._waiting[row] for row in self._closing)
-        for bodies in self._order.held.values():
-            assert bodies
-            assert bodies[0].missing
+        self._order.check()

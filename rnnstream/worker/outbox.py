@@ -18,6 +18,7 @@ from rnnstream.worker.queue import Address, routing_id
 log = logging.getLogger("rnnstream.worker")
 
 WAITING_BYTES = 4 << 20  # for one peer, beside the 1,000 messages in its pipe: many seconds of tokens
+OBJECTS_BYTES = 3000  # around a reply that waits, an envelope of 8 frames included
 RETRY_S = 0.005  # how often a full pipe is tried again
 CUT_PEERS = 10_000  # routing ids that are remembered as cut off; a new connection has a new one
 
@@ -53,8 +54,9 @@ class Outbox:
         if self._waiting and now - self._tried_at >= RETRY_S:
             self._retry(now)
         send, first, last = self._send, zmq.SNDMORE | zmq.NOBLOCK, zmq.NOBLOCK
+        waiting, cut = self._waiting, self.cut
         for address, body in replies:
-            if type(address) is bytes and address not in self._waiting:
+            if type(address) is bytes and address not in waiting and address not in cut:
                 try:
                     send(address, first)
                     send(body, last)  # once the first frame is taken, the rest of the message is
@@ -64,7 +66,11 @@ class Outbox:
                 self._send_or_keep(address, body)
 
     def _send_or_keep(self, address: Address, body: bytes) -> None:
-        if routing_id(address) in self._waiting:
+        peer = routing_id(address)
+        if peer in self.cut:  # for good: with a reply missing, the next one would pass for it
+            self.dropped += 1
+            return
+        if peer in self._waiting:
             self._keep(address, body)
             return
         try:
@@ -87,11 +93,8 @@ class Outbox:
 
     def _keep(self, address: Address, body: bytes) -> None:
         peer = routing_id(address)
-        if peer in self.cut:
-            self.dropped += 1
-            return
         self._waiting.setdefault(peer, deque()).append((address, body))
-        self._bytes[peer] = self._bytes.get(peer, 0) + len(body) + 100  # and the objects around it
+        self._bytes[peer] = self._bytes.get(peer, 0) + len(body) + OBJECTS_BYTES
         if self._bytes[peer] > WAITING_BYTES:
             self.dropped += len(self._waiting.pop(peer))
             del self._bytes[peer]
@@ -108,7 +111,7 @@ class Outbox:
                 while waiting:
                     self._send_whole(*waiting[0])
                     _, body = waiting.popleft()
-                    self._bytes[peer] -= len(body) + 100
+                    self._bytes[peer] -= len(body) + OBJECTS_BYTES
             except zmq.ZMQError as problem:
                 if problem.errno == zmq.EAGAIN:
                     continue

@@ -74,14 +74,17 @@ class Order:
 
     Attributes:
         held: the unanswered bodies of each routing id, oldest first; connections without any are absent.
+        bytes: upper bound of the size of all held replies.
     """
 
     def __init__(self) -> None:
         self.held: dict[bytes, deque[Body]] = {}
+        self.bytes = 0
 
     def add(self, body: Body) -> None:
-        """A body that has arrived."""
+        """A body that has arrived, its requests counted."""
         self.held.setdefault(routing_id(body.address), deque()).append(body)
+        self.bytes += body.bytes
 
     def finished(self) -> list[Body]:
         """The bodies that can leave now, in their order; they are no longer held."""
@@ -89,10 +92,16 @@ class Order:
         for peer in list(self.held):
             bodies = self.held[peer]
             while bodies and not bodies[0].missing:
+                self.bytes -= bodies[0].bytes
                 done.append(bodies.popleft())
             if not bodies:
                 del self.held[peer]
         return done
+
+    def check(self) -> None:
+        """Assert what always holds once the finished ones have left."""
+        assert all(bodies and bodies[0].missing for bodies in self.held.values())
+        assert self.bytes == sum(body.bytes for bodies in self.held.values() for body in bodies)
 
 
 def routing_id(address: Address) -> bytes:

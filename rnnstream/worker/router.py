@@ -8,12 +8,11 @@ from functools import partial
 
 import zmq
 
-from rnnstream.wire.limits import ENVELOPE_FRAMES
+from rnnstream.wire.limits import ENVELOPE_FRAME_BYTES, ENVELOPE_FRAMES
 from rnnstream.worker.core import Core
 from rnnstream.worker.outbox import RETRY_S, Outbox
 from rnnstream.worker.queue import Address, routing_id
 
-MOST_WAITING = 65_536  # requests: beyond them the socket is not read, and ZeroMQ and TCP hold the producers back
 DRAIN_BODIES = 512  # read at once: a larger batch would not be cheaper a token, only later
 DRAIN_BYTES = 256 << 10  # read at once: some 10,000 requests, decoded in a few milliseconds
 WAITED_S = 10e-6  # a blocking read that took longer has waited: nothing else was there, and asking again costs 2.7 us
@@ -58,7 +57,7 @@ class Router:
         """Serve until `stopping`; then answer what was read."""
         core, outbox, clock = self.core, self.outbox, time.monotonic
         while not self.stopping:
-            addresses, bodies = self._drain() if core.waiting < MOST_WAITING else ([], [])
+            addresses, bodies = ([], []) if core.full else self._drain()
             now = clock()
             outbox.send(core.handle(addresses, bodies, now), now)
         while core.waiting:
@@ -109,16 +108,12 @@ class Router:
     def _enveloped(self, address: bytes, frame: zmq.Frame) -> tuple[Address, zmq.Frame]:
         """The rest of a message with frames before its body: they come back in front of the reply.
 
-        A message with too many of them is answered without any: its body is made one that gets an error.
+        A message with too many of them, or too long ones, is answered without any, and as an empty body: with an error.
         """
-        frames = [address]
+        frames, good = [address], True
         while frame.more:
-            if len(frames) <= ENVELOPE_FRAMES:
+            good = good and len(frames) <= ENVELOPE_FRAMES and len(frame) <= ENVELOPE_FRAME_BYTES
+            if good:
                 frames.append(frame.bytes)
-                extra = False
-            else:
-                extra = True
             frame = self._recv_frame(zmq.NOBLOCK, False)
-        if extra:
-            return address, zmq.Frame(b"")
-        return tuple(frames), frame
+        return (tuple(frames), frame) if good else (address, zmq.Frame(b""))

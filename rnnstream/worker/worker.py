@@ -53,7 +53,8 @@ class Worker:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._router: Router | None = None
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._stopping = False
+        self._lock = threading.RLock()
 
     def run(self, ready: Callable[[], None] | None = None) -> None:
         """Serve in this thread until `stop` is called, from another thread or a signal handler.
@@ -87,16 +88,17 @@ class Worker:
 
     def stop(self) -> None:
         """Stop reading, answer what was read, and end; after `start` this waits for the end. Harmless when it does not run."""
-        router, context = self._router, self._context
-        if router is not None and context is not None:
-            router.stopping = True
-            with context.socket(zmq.DEALER) as socket:  # the loop waits in a read: give it something to read
-                socket.setsockopt(zmq.LINGER, 1000)
-                socket.connect(self._inproc)
-                socket.send(self._wake)
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
-            self._thread = None
+        with self._lock:
+            self._stopping = True
+            if self._router is not None and self._context is not None:
+                self._router.stopping = True
+                with self._context.socket(zmq.DEALER) as socket:  # the loop waits in a read: give it something to read
+                    socket.setsockopt(zmq.LINGER, 1000)
+                    socket.connect(self._inproc)
+                    socket.send(self._wake)
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
 
     @property
     def _inproc(self) -> str:
@@ -113,6 +115,7 @@ class Worker:
             if self._context is not None:
                 raise RnnstreamError("This worker runs already.")
             self._context = zmq.Context()
+            self._stopping = False
         socket = None
         try:
             limits = limits_for(self.model)
@@ -125,10 +128,13 @@ class Worker:
                     raise RnnstreamError(f"Cannot listen at {address}: {problem}.") from None
                 self.addresses.append(socket.getsockopt_string(zmq.LAST_ENDPOINT))
             core = Core(self.engine, worker=self.id, version=importlib.metadata.version("rnnstream"), limits=limits)
-            self._router = Router(socket, core, wake=self._wake)
-            yield self._router
+            router = Router(socket, core, wake=self._wake)
+            with self._lock:
+                self._router, router.stopping = router, self._stopping
+            yield router
         finally:
-            self._router = None
+            with self._lock:  # nobody wakes it from here on
+                self._router = None
             self.addresses = []
             if socket is not None:
                 socket.close()

@@ -3,19 +3,17 @@
 import dataclasses
 import io
 import re
-from pathlib import Path
 
 import msgpack
 import pytest
 
 from rnnstream.errors import RequestError
-from rnnstream.model.blas import one_thread
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.requests import COMMON, OPS
-from tests.worker_example import example_core, shown
+from tests.worker_example import BLOCK, PAGE, ask, example_core, shown
 
-TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
-BLOCKS = re.findall(r"\*\*(.+)\*\*\n\n```text\nrequest (.*)\n((?:    .*\n)+)reply (.*)\n((?:    .*\n)+)```", TEXT)
+TEXT = PAGE.read_text()
+BLOCKS = BLOCK.findall(TEXT)
 
 
 def rows(heading: str) -> list[list[str]]:
@@ -34,15 +32,11 @@ def keys(cell: str) -> set[str]:
 def test_every_example_is_what_the_worker_answers_byte_for_byte():
     core = example_core()
     assert len(BLOCKS) >= 15
-    with one_thread():
-        for title, request_json, request_hex, reply_json, reply_hex in BLOCKS:
-            request, reply = bytes.fromhex(request_hex), bytes.fromhex(reply_hex)
-            assert shown(request) == request_json, title
-            out = core.handle([b"peer"], [request], 2.5)
-            while not out:
-                out = core.handle([], [], 2.5)
-            assert out == [(b"peer", reply)], title
-            assert shown(reply) == reply_json, title
+    for title, request_json, request_hex, reply_json, reply_hex in BLOCKS:
+        request, reply = bytes.fromhex(request_hex), bytes.fromhex(reply_hex)
+        assert shown(request) == request_json, title
+        assert ask(core, request) == reply, title
+        assert shown(reply) == reply_json, title
 
 
 def test_every_operation_has_an_example():
