@@ -63,9 +63,10 @@ class RequestError(RnnstreamError):
     @staticmethod
     def from_reply(reply: dict[str, Any]) -> RequestError:
         """The exception that an error map stands for; a code of a newer worker becomes a plain `RequestError`."""
-        extra = {key: value for key, value in reply.items() if key not in ("error", "message", "id")}
-        error = RequestError.by_code.get(reply["error"], RequestError)(str(reply.get("message", "")), **extra)
-        error.code = reply["error"]
+        extra = {str(key): value for key, value in reply.items() if key not in ("error", "message", "id")}
+        code = str(reply["error"])
+        error = RequestError.by_code.get(code, RequestError)(str(reply.get("message", "")), **extra)
+        error.code = code
         return error
 
 

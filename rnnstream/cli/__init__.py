@@ -1,13 +1,41 @@
-"""The command line: the only place that prints or exits."""
+"""The command line: the only place that prints or exits.
+
+Results go to stdout, everything else to stderr. Exit status: 0 worked, 1 failed, 2 wrong use, 130 interrupted.
+"""
+
+from typing import Any
 
 import click
 
+from rnnstream.cli.feed import feed
+from rnnstream.cli.inspect import inspect
+from rnnstream.cli.selftest import selftest
 from rnnstream.cli.serve import serve
+from rnnstream.cli.session import session
+from rnnstream.errors import RnnstreamError
+
+INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
 
-@click.group()
+class Commands(click.Group):
+    """A group that ends with one sentence where a command fails, or is interrupted."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Click itself ends wrong use with status 2, and is quiet about a reader of stdout that has gone."""
+        try:
+            return super().invoke(ctx)
+        except RnnstreamError as problem:
+            click.echo(f"Error: {problem}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=Commands)
 def main() -> None:
     """Serve trained recurrent networks one token at a time."""
 
 
-main.add_command(serve)
+for command in (serve, feed, session, inspect, selftest):
+    main.add_command(command)

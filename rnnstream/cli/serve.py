@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
+import threading
 
 import click
 
@@ -34,14 +36,32 @@ def serve(model: str | None, bind: tuple[str, ...], max_sessions: int) -> None:
     worker = Worker(network, bind=bind, max_sessions=max_sessions)
 
     def ready() -> None:
+        stop_on_signals(worker)  # not before there is a loop that can be stopped
         log.info("%s: %s", network.name or model, "; ".join(network.layers))
         if not network.exact:
             log.warning("this machine's kernels do not give exact batches with this model: see rnnstream selftest")
         for address in worker.addresses:
             click.echo(f"ready {address}")
 
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, lambda number, frame: worker.stop())
     gc.freeze()  # the model stays: a full collection need not look at it again
     worker.run(ready)
     log.info("stopped; %d sessions were open", len(worker.engine.sessions()))
+
+
+def stop_on_signals(worker: Worker) -> None:
+    """Have SIGTERM and SIGINT stop the worker.
+
+    By a pipe and a thread: a handler runs only when the main thread comes back to Python, and a signal that falls between the
+    loop's last instruction and its wait inside ZeroMQ would not bring it back.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: None)
+    signal.set_wakeup_fd(writer)
+
+    def wait() -> None:
+        os.read(reader, 1)
+        worker.stop()
+
+    threading.Thread(target=wait, name="rnnstream-signals", daemon=True).start()

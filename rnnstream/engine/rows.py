@@ -7,6 +7,7 @@ A token is computed first and committed afterwards, so that whatever fails in be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,7 @@ class Rows:
         kind = self.model.output.kind
         if want not in ("argmax", "none", "probs", "logits") and (type(want) is not int or not 1 <= want <= TOP):
             raise BadRequest(
-                f'want is {want!r}; it is "argmax", "none", "probs", "logits" or an int from 1 to {TOP}.', field="want"
+                f'want is {want!r:.60}; it is "argmax", "none", "probs", "logits" or an int from 1 to {TOP}.', field="want"
             )
         if isinstance(want, int) and kind != "categorical":
             raise BadRequest(
@@ -114,8 +115,8 @@ class Rows:
         index = np.array(rows, np.intp)
         states, features = self.model.advance(table.states.take(index, axis=0), self.model.input.batch(tokens))
         good: Array | None = None
-        total = states.sum(dtype=np.float64)  # not finite if any number is not: a quick look for the usual case
-        if not np.isfinite(total):
+        # Not finite if any number is not (or if the sum overflows): a quick look for the usual case.
+        if not math.isfinite(np.add.reduce(states, axis=None)):
             finite: Array = np.asarray(np.isfinite(states).all(axis=1))
             good = finite if not finite.all() else None
         return Moves(index, table.t.take(index) + 1, states, features, good)
@@ -166,12 +167,15 @@ class Rows:
     def row_info(self, row: int, now: float) -> dict[str, Any]:
         """What `info` says of an open row."""
         table = self.table
+        state = table.states[row].astype(np.float64)
+        largest = float(np.abs(state).max(initial=0.0))  # squares of a large state would overflow
+        norm = largest * float(np.sqrt(((state / largest) ** 2).sum())) if largest else 0.0
         return {
             "t": int(table.t[row]),
             "age_s": now - float(table.opened_at[row]),
             "idle_s": now - float(table.moved_at[row]),
             "producers": {},
-            "norm": float(np.sqrt((table.states[row].astype(np.float64) ** 2).sum())),
+            "norm": norm,
         }
 
     def page(self, prefix: str, after: int, limit: int, scan: int) -> tuple[list[str], int | None, int]:

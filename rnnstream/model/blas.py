@@ -11,43 +11,63 @@ import functools
 import hashlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
 _lock = threading.Lock()
-_holders = 0
-_before: list[tuple[object, int]] = []
+_holders = 0  # in all threads
+_before: list[tuple[Any, int]] = []  # each library and the number that it had before the first holder
+_mine = threading.local()  # .depth: holders in this thread
 
 
 @functools.cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController().select(user_api="blas")
+def _libraries() -> list[Any]:
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
+
+
+def _set_threads(library: Any, number: int) -> None:
+    # threadpoolctl 3.8 lets only the first thread that ever sets OpenBLAS's number do so again, and passes over all others in
+    # silence. Here `_lock` and the count of holders keep threads from fighting over it.
+    clear = getattr(type(library), "clear_controlling_thread", lambda force: None)
+    clear(force=True)
+    library.set_num_threads(number)
+    clear(force=True)
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Hold BLAS to one thread and keep NumPy quiet about overflow; both are put back when the last holder leaves.
 
-    May be nested and entered by several threads. Where it is already held, entering costs about 1 us.
+    May be nested and entered by several threads. Where this thread holds it already, entering costs about 1 us.
+
+    Raises:
+        RuntimeError: a BLAS library does not let itself be held to one thread.
     """
     global _holders
-    with _lock:
-        if not _holders:
-            for library in _controller().lib_controllers:
-                _before.append((library, library.get_num_threads()))
-                library.set_num_threads(1)
-        _holders += 1
+    depth = getattr(_mine, "depth", 0)
+    if not depth:
+        with _lock:
+            if not _holders:
+                _before[:] = [(library, library.get_num_threads()) for library in _libraries()]
+            for library in _libraries():  # also if held by another thread: some libraries keep a number for each
+                _set_threads(library, 1)
+                if library.get_num_threads() != 1:
+                    raise RuntimeError(f"{library.filepath} uses {library.get_num_threads()} threads and cannot be held to 1.")
+            _holders += 1
+    _mine.depth = depth + 1
     try:
         with np.errstate(all="ignore"):  # the state is checked for NaN and infinity by whoever asked for the step
             yield
     finally:
-        with _lock:
-            _holders -= 1
-            if not _holders:
-                for library, threads in _before:
-                    library.set_num_threads(threads)  # type: ignore[attr-defined]
-                _before.clear()
+        _mine.depth = depth
+        if not depth:
+            with _lock:
+                _holders -= 1
+                if not _holders:
+                    for library, threads in _before:
+                        _set_threads(library, threads)
 
 
 @functools.cache
@@ -55,7 +75,7 @@ def kernels() -> str:
     """The kernels that BLAS uses on this machine, such as "openblas 0.3.31 Haswell"."""
     found = [
         " ".join(str(info[key]) for key in ("internal_api", "version", "architecture") if info.get(key))
-        for info in _controller().info()
+        for info in (library.info() for library in _libraries())
     ]
     return ", ".join(found) or "unknown"
 

@@ -18,15 +18,16 @@ class Limits:
 
     Attributes:
         frame_bytes: largest body that is read; the connection of a larger one is cut by the transport.
-        frame_requests: most maps in one body: 1,024 decode in about half a millisecond, which others have to wait.
+        frame_requests: most maps in one body: 512 decode in a quarter of a millisecond, for which others have to wait.
         waiting: most requests of one session that wait their turn, beyond which it is `busy`; two bodies of full length.
-        reply_bytes: largest body that is sent, so that a client that does not read holds a bounded amount of memory.
+        reply_bytes: largest body that is sent, so that a client that does not read holds a bounded amount of memory; a full
+            body of requests fits when none of them wants more than a kilobyte.
         replies, producers, producer_s: numbering; all zero in a worker that has no numbering.
     """
 
     frame_bytes: int = 1 << 20
-    frame_requests: int = 1024
-    waiting: int = 2048
+    frame_requests: int = 512
+    waiting: int = 1024
     replies: int = 0
     reply_bytes: int = 512 << 10
     producers: int = 0

@@ -46,6 +46,11 @@ def step_replies(heads: list[bytes], ts: list[int], ys: list[int], ps: list[floa
     return [head + pack(t, y_key, y, p_key, p) + labels[y] for head, t, y, p in zip(heads, ts, ys, ps, strict=True)]
 
 
+def with_id(reply: bytes, number: int) -> bytes:
+    """A reply of few keys, with an id behind them: one more entry in a map whose first byte counts them."""
+    return bytes((reply[0] + 1,)) + reply[1:] + b"\xa2id" + encode(number)
+
+
 def error_map(error: RequestError, **echo: Any) -> dict[str, Any]:
     """The map that tells a client of an error; `echo` is the request's session and id, where they could be read."""
     return {"error": error.code, "message": str(error), **error.extra, **echo}

@@ -27,6 +27,7 @@ OPS: dict[str, tuple[str, ...]] = {  # the further keys of each; those with "ses
 }
 REQUIRED = ("session", "x")  # where an operation takes them at all
 
+_pack = msgpack.Packer(autoreset=True).pack  # half the time of packb, which makes a packer each time
 _REPR = reprlib.Repr()  # of bounded length and depth
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 2, 60, 60, 60
 
@@ -52,8 +53,7 @@ class Request:
 
 def encode(requests: list[dict[str, Any]]) -> bytes:
     """A body of these maps, back to back."""
-    pack = msgpack.packb
-    return b"".join([pack(request) for request in requests])
+    return b"".join([_pack(request) for request in requests])
 
 
 def decode(body: bytes, most: int) -> tuple[list[dict[Any, Any]], BadMessage | None]:
@@ -164,4 +164,5 @@ def _utf8(value: str | bytes) -> bytes:
 
 def _show(value: Any) -> str:
     """The value as it goes into a sentence: short, whatever a peer has sent."""
-    return _REPR.repr(value)
+    text = _REPR.repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -10,6 +10,7 @@ import numpy as np
 
 from rnnstream.engine.engine import Engine
 from rnnstream.errors import Internal, RequestError
+from rnnstream.model.step import StepModel
 from rnnstream.prediction import Prediction
 from rnnstream.wire import replies as wire
 from rnnstream.wire.limits import PROTOCOL, SESSION_BYTES, Limits
@@ -18,6 +19,15 @@ from rnnstream.wire.requests import Request
 log = logging.getLogger("rnnstream.worker")
 
 SCAN = 10_000  # rows that `sessions` requests look through in one turn, so that they hold nobody up: about 1 ms
+
+
+ERROR_BYTES = 1000  # of an error, or an ordinary reply without its label: names, values and ids in them are bounded
+SPARE_BYTES = ERROR_BYTES - 350  # of that, what an ordinary reply leaves for more numbers
+
+
+def reply_bytes(model: StepModel) -> int:
+    """Upper bound of the bytes of any reply that holds no more numbers than an ordinary one."""
+    return ERROR_BYTES + max((4 * len(label) for label in model.output.vocabulary or ()), default=0)
 
 
 def echo(request: Request) -> dict[str, Any]:
@@ -73,7 +83,7 @@ class Answers:
         return {"session": session, "t": 0}
 
     def size(self, request: Request) -> int:
-        """Upper bound in bytes of what this reply takes beyond an ordinary one."""
+        """Upper bound of the bytes of what this reply holds beyond an ordinary one."""
         output = self.engine.model.output
         match request.op:
             case "hello":

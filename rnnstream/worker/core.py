@@ -24,12 +24,11 @@ from rnnstream.prediction import Prediction
 from rnnstream.wire import replies as wire
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.requests import OPS, Request, decode, parse, readable
-from rnnstream.worker.answers import Answers, echo
+from rnnstream.worker.answers import SPARE_BYTES, Answers, echo, reply_bytes
 from rnnstream.worker.queue import Address, Body, Order, Wave, routing_id
 
 log = logging.getLogger("rnnstream.worker")
 
-REPLY_BYTES = 350  # of an ordinary reply: the longest session name, an id, and the numbers
 MOST_WAITING = 65_536  # requests: beyond them nothing is read, and ZeroMQ and TCP hold the producers back
 MOST_HELD_BYTES = 64 << 20  # of replies that wait behind others of their connection: likewise
 RETRY_MS = 50  # what `busy` asks for: longer than a full queue takes
@@ -46,6 +45,7 @@ class Core:
     """
 
     def __init__(self, engine: Engine, *, worker: str, version: str, limits: Limits) -> None:
+        assert limits.waiting >= limits.frame_requests, "an empty queue takes any body"
         self.engine, self.limits = engine, limits
         self._model = engine.model
         self._answers = Answers(engine, worker=worker, version=version, limits=limits)
@@ -60,7 +60,7 @@ class Core:
         self._heads = [  # by row: the first bytes of its ordinary replies
             wire.step_head(name, self._labels is not None) if name else b"" for name in engine.table.names
         ]
-        self._reply_bytes = REPLY_BYTES + max((len(label) for label in self._labels or ()), default=0)
+        self._reply_bytes = reply_bytes(self._model)
         # Ids below this take the short way; with dense input or another head, none does.
         self._plain_size = self._model.input.size if self._model.input.kind == "token" and self._categorical else 0
         self.waiting = 0
@@ -103,13 +103,16 @@ class Core:
         for address, body in zip(addresses, bodies, strict=True):
             try:
                 item = unpackb(body)
-                if len(item) == 2:
+                keys = len(item)
+                if keys == 2 or (keys == 3 and type(item["id"]) is int):
                     row, x = rows[item["session"]], item["x"]
                     if type(x) is int and 0 <= x < size and not waiting[row] and (not held or routing_id(address) not in held):
                         waiting[row] = 1
                         wave_rows(row)
                         wave_xs(x)
                         wave_goals(address)
+                        if keys == 3:
+                            wave.ids[len(wave.rows) - 1] = item["id"]
                         count += 1
                         continue
             except Exception:  # not the ordinary token of an open session: `_body` finds out what it is and says so
@@ -121,6 +124,7 @@ class Core:
         """Take in a body of any kind."""
         body = Body(address)
         items, problem = decode(data, self.limits.frame_requests)
+        body.bytes = (len(items) + (problem is not None)) * self._reply_bytes
         rows, waiting, waves, size = self.engine.table.rows, self._waiting, self._waves, self._plain_size
         live, closing = self.engine.table.live, self._closing
         room = self.limits.waiting - len(items)  # a session whose queue is shorter than this has room for the whole body
@@ -128,9 +132,9 @@ class Core:
         count = 0
         for item in items:
             place = body.expect()
-            body.bytes += self._reply_bytes
             try:
-                if len(item) == 2:  # the ordinary token again, for each of many
+                keys = len(item)
+                if keys == 2 or (keys == 3 and type(item["id"]) is int):  # the ordinary token again, for each of many
                     row, x = rows[item["session"]], item["x"]
                     turn = waiting[row]
                     if type(x) is int and 0 <= x < size and (not turn or turn < room) and live[row] and row not in closing:
@@ -142,6 +146,8 @@ class Core:
                         wave.xs.append(x)
                         wave.goals.append((body, place))
                         wave.direct = False
+                        if keys == 3:
+                            wave.ids[len(wave.rows) - 1] = item["id"]
                         count += 1
                         continue
             except (KeyError, TypeError):
@@ -164,13 +170,13 @@ class Core:
         item = items[place]
         try:
             request = parse(item)
-            body.bytes += self._answers.size(request)
+            if request.op == "step":
+                self.engine.check_want(request.want, request.surprisal)
             self._hold_to_size(request, body)
             if "session" not in OPS[request.op]:
                 body.answer(place, self._answers.encode(self._answers.about(request), request))
                 return
             if request.op == "step":
-                self.engine.check_want(request.want, request.surprisal)
                 request.x = self._model.input.token(request.x)
             row = self._row(request)
             self._hold_to_room(row, request.session, len(items) - place, judged)
@@ -202,13 +208,15 @@ class Core:
         return row
 
     def _hold_to_size(self, request: Request, body: Body) -> None:
-        """Refuse a request with which the reply could grow too large."""
-        if body.bytes > self.limits.reply_bytes:
+        """Count what this reply takes beyond the place that every one has; refuse it where the body could grow too large."""
+        size = body.bytes + max(0, self._answers.size(request) - SPARE_BYTES)
+        if size > self.limits.reply_bytes:
             raise TooLarge(
-                f"With this {request.op} the reply could take {body.bytes} bytes, {self.limits.reply_bytes} is the limit; send "
+                f"With this {request.op} the reply could take {size} bytes, {self.limits.reply_bytes} is the limit; send "
                 "fewer requests in a body, or want less.",
                 limit=self.limits.reply_bytes,
             )
+        body.bytes = size
 
     def _hold_to_room(self, row: int, session: str, left: int, judged: dict[int, bool]) -> None:
         """Refuse a session's requests of a body where its queue could grow too long; an empty queue takes any body.
@@ -275,7 +283,8 @@ class Core:
             for place in (~moves.good).nonzero()[0].tolist():
                 error = engine.not_finite(rows[place])
                 if place < plain:
-                    replies[place] = wire.encode(wire.error_map(error, session=engine.table.names[rows[place]]))
+                    asked = Request(session=str(engine.table.names[rows[place]]), id=wave.ids.pop(place, None))
+                    replies[place] = self._answers.error(error, asked)
                 else:
                     row, request, opened, *_ = steps[place - plain]
                     answers[place - plain] = self._answers.error(error, request)
@@ -316,6 +325,8 @@ class Core:
 
     def _deliver(self, wave: Wave, replies: list[bytes], out: list[tuple[Address, bytes]]) -> None:
         """Each ordinary reply to where it goes."""
+        for place, number in wave.ids.items():
+            replies[place] = wire.with_id(replies[place], number)
         if wave.direct:
             out += zip(wave.goals, replies, strict=True)
             return

@@ -55,15 +55,17 @@ class Wave:
 
     Attributes:
         rows, xs, goals: tokens that want no more than the ordinary reply, as parallel lists.
+        ids: the ids of those tokens that have one, an int, by their place in these lists.
         direct: every goal is an address.
         others: every other request that names a session: (row, request, body, place in the body).
     """
 
-    __slots__ = ("direct", "goals", "others", "rows", "xs")
+    __slots__ = ("direct", "goals", "ids", "others", "rows", "xs")
 
     def __init__(self) -> None:
         self.rows: list[int] = []
         self.xs: list[Any] = []
+        self.ids: dict[int, int] = {}
         self.direct = True
         self.goals: list[Any] = []  # list[Goal]; Any, so that the hot path may tell them apart by type()
         self.others: list[tuple[int, Request, Body, int]] = []

@@ -15,6 +15,7 @@ from rnnstream.errors import RnnstreamError
 from rnnstream.model.blas import one_thread
 from rnnstream.model.step import StepModel
 from rnnstream.wire.limits import Limits
+from rnnstream.worker.answers import reply_bytes
 from rnnstream.worker.core import Core
 from rnnstream.worker.router import Router, socket_for
 
@@ -26,7 +27,7 @@ def limits_for(model: StepModel) -> Limits:
     default = Limits()
     return Limits(
         frame_bytes=max(default.frame_bytes, 9 * model.input.size + 4096 if model.input.kind == "dense" else 0),
-        reply_bytes=max(default.reply_bytes, 8 * model.output.size + 4096),
+        reply_bytes=max(default.reply_bytes, default.frame_requests * reply_bytes(model), 8 * model.output.size + 4096),
     )
 
 
@@ -122,11 +123,7 @@ class Worker:
             socket = socket_for(self._context, frame_bytes=limits.frame_bytes)
             socket.bind(self._inproc)
             for address in self._bind:
-                try:
-                    socket.bind(address)
-                except zmq.ZMQError as problem:
-                    raise RnnstreamError(f"Cannot listen at {address}: {problem}.") from None
-                self.addresses.append(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+                self.addresses.append(_bind(socket, address))
             core = Core(self.engine, worker=self.id, version=importlib.metadata.version("rnnstream"), limits=limits)
             router = Router(socket, core, wake=self._wake)
             with self._lock:
@@ -140,3 +137,16 @@ class Worker:
                 socket.close()
             self._context.term()
             self._context = None
+
+
+def _bind(socket: zmq.Socket[bytes], address: str) -> str:
+    """Bind, and say where: the address with the real port."""
+    try:
+        socket.bind(address)
+    except zmq.ZMQError as problem:
+        raise RnnstreamError(f"Cannot listen at {address}: {problem}.") from None
+    real = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    port = address.rpartition(":")[2]
+    if address.startswith("tcp:") and port not in ("*", "0") and port != real.rpartition(":")[2]:
+        raise RnnstreamError(f"Cannot listen at {address}: a port is a number from 1 to 65535, or * for a free one.")
+    return real

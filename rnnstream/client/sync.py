@@ -1,0 +1,221 @@
+"""The blocking client: the core and the plans decide what is sent and what comes of a reply; here is the waiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
+
+from rnnstream.client.call import Call
+from rnnstream.client.core import Core
+from rnnstream.client.link import Alone, Link
+from rnnstream.client.plans import Pages, Plan, Stream, is_sequence
+from rnnstream.client.token import Token
+from rnnstream.prediction import Prediction
+
+T = TypeVar("T")
+
+
+class Client:
+    """A connection to a worker, for one thread of one process at a time.
+
+    The first operation connects; nobody has to be there before. A worker that goes and comes back is connected to
+    again. Close it at the end, or use it in a `with` statement.
+
+    Every operation raises `RequestError` (by its code one of its subclasses) where the worker refuses, with the
+    session as it was, and else `ConnectionFailed`: `NoReply` when no answer came, in which case it is not known
+    whether the request was applied, or `ProtocolError` for something that is no rnnstream worker. The client can be
+    used after each of them.
+
+    Args:
+        address: a ZeroMQ endpoint, such as "tcp://127.0.0.1:5555".
+        timeout_s: how long each message is waited for before `NoReply`, in seconds above 0.
+
+    Raises:
+        ValueError: the timeout is not above 0.
+    """
+
+    def __init__(self, address: str, timeout_s: float = 10.0) -> None:
+        self._core = Core(address, timeout_s)
+        self._link = Link(address)
+        self._alone = Alone()
+
+    def session(self, name: str) -> Session:
+        """The session of this name; asks nobody, so that it may or may not exist."""
+        return Session(self, name)
+
+    def hello(self) -> dict[str, Any]:
+        """Who is there: protocol, version, limits and model, as docs/protocol.md lists them."""
+        return self._ask(self._core.ask_hello())
+
+    def ping(self) -> dict[str, Any]:
+        """Have the worker make a step on a scratch row, and answer."""
+        return self._ask(self._core.ping())
+
+    def sessions(self, prefix: str = "") -> Iterator[str]:
+        """The names of the sessions that begin with `prefix`, in no given order; asked for a page at a time."""
+        return self._follow(Pages(self._core, prefix), ())
+
+    def close(self) -> None:
+        """Close the connection; what is under way is not waited for. Can be called again."""
+        self._core.close()
+        self._link.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _ask(self, call: Call[T]) -> T:
+        self._settle(call)
+        return call.result()
+
+    def _follow(self, plan: Plan[T], source: Iterable[Any]) -> Generator[T, None, None]:
+        tokens = iter(source)
+        try:
+            while True:
+                while room := plan.room():
+                    plan.put(list(islice(tokens, room)))
+                    with self._alone:
+                        self._send()
+                call = plan.waiting()
+                if call is None:
+                    return
+                self._settle(call)
+                yield from plan.results()
+        finally:
+            plan.abandon()
+
+    def _settle(self, call: Call[Any]) -> None:
+        """Return when the call is done."""
+        core, link = self._core, self._link
+        try:
+            with self._alone:
+                self._send()
+                while not call.done:
+                    body = link.receive((core.deadline() or 0.0) - time.monotonic())
+                    self._take(body)
+        finally:
+            core.give_up(call)
+
+    def _send(self) -> None:
+        core, link = self._core, self._link
+        link.open()
+        while core.overdue(time.monotonic()):  # replies that nobody came for; they may lie there
+            self._take(link.receive(0.0))
+            link.open()
+        for body in core.outgoing(time.monotonic()):
+            link.send(body)
+
+    def _take(self, body: bytes | None) -> None:
+        core = self._core
+        if body is not None:
+            core.received(body)
+        else:
+            core.expire(time.monotonic())
+        if core.take_renewal():
+            self._link.drop()
+
+
+class Session:
+    """One session of a client's worker, by name: light, and good for as long as the client.
+
+    Made by `Client.session`.
+
+    Attributes:
+        name: of the session.
+    """
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client = client
+        self._core = client._core
+        self.name = name
+
+    def step(self, x: Token, *, want: str | int = "argmax", surprisal: bool = False, t: int | None = None) -> Prediction:
+        """Send one token and wait for what the network says after it.
+
+        Args:
+            x: an id or a str of the vocabulary; for dense models a row of numbers (list, tuple, array) or its bytes as
+                little-endian float32.
+            want: "argmax", "none", "probs", "logits", or an int k from 1 to 100 for the k most likely.
+            surprisal: also score this token against the prediction before it.
+            t: apply it only as the session's step t, else `Conflict`.
+
+        Raises:
+            BadToken: this cannot be a token; nothing was sent, or the worker refused it.
+            RequestError: the worker refused; the session is as it was.
+            NoReply: whether the token counted is not known; `info` tells the session's t.
+        """
+        return self._client._ask(self._core.step(self.name, x, want, surprisal, t))
+
+    def stream(
+        self, tokens: Iterable[Token], *, want: str | int = "argmax", surprisal: bool = False, window: int | None = None
+    ) -> Generator[Prediction, None, None]:
+        """The prediction after each of the tokens, in order.
+
+        A sequence (what has a length and an index: list, str, range, array; a str goes character by character) is
+        pipelined: up to `window` tokens are in flight, several to a message. Anything else is live and goes token by
+        token: the next one is taken when the prediction of the one before has been handed on, unless `window` allows
+        more.
+
+        On an error, the predictions before it come first; then it is raised, and the stream is over. Of the tokens in
+        flight behind it some may have been applied: `info` tells the session's t. The same holds for a generator that
+        is left in the middle, up to `window` tokens on; the client can be used at once. With window 1 nothing is ever
+        behind.
+
+        Args:
+            tokens: each as in `step`.
+            want: as in `step`.
+            surprisal: as in `step`.
+            window: most tokens in flight, from 1; None: 256, or fewer if the worker's limits say so; 1 for live ones.
+
+        Raises:
+            ValueError: at once, for a window below 1.
+            RequestError: as in `step`, at the place of its token.
+            NoReply: whether the tokens in flight counted is not known.
+        """
+        live = not is_sequence(tokens)
+        plan = Stream(self._core, self.name, want=want, surprisal=surprisal, live=live, window=window)
+        return self._client._follow(plan, tokens)
+
+    def feed(self, tokens: Iterable[Token], *, want: str | int = "argmax", surprisal: bool = False) -> Prediction:
+        """Send many tokens and return the prediction after the last, the only one that is computed.
+
+        All tokens are pipelined, those of an iterator too: it is read ahead, up to 64 tokens to a message. Where
+        tokens are slow to come, and should count as they do, use `stream` with want "none".
+
+        Args:
+            tokens: at least one, each as in `step`.
+            want: what to say after the last token, as in `step`.
+            surprisal: score the last token, as in `step`.
+
+        Raises:
+            ValueError: there is no token.
+            RequestError: the first that came; tokens behind it may have been applied, see `stream`.
+            NoReply: how many of the tokens counted is not known.
+        """
+        plan = Stream(self._core, self.name, want=want, surprisal=surprisal, live=False, only_last=True)
+        [last] = self._client._follow(plan, tokens)
+        return last
+
+    def info(self) -> dict[str, Any]:
+        """Its t, age, idle time and more, as docs/protocol.md lists them; `UnknownSession` where there is none."""
+        return self._client._ask(self._core.info(self.name))
+
+    def reset(self, *, t: int | None = None) -> None:
+        """Put it at its initial state, step 0; creates it where there is none.
+
+        Args:
+            t: only if this is the step count that the session is to have next, as for a step; else `Conflict`.
+        """
+        self._client._ask(self._core.change("reset", self.name, t))
+
+    def close(self, *, t: int | None = None) -> None:
+        """Forget its state. The name stays taken for a while: steps get `UnknownSession` until a `reset`.
+
+        Args:
+            t: as in `reset`.
+        """
+        self._client._ask(self._core.change("close", self.name, t))

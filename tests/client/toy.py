@@ -1,0 +1,181 @@
+"""A worker whose network is trivial, for tests of clients: y is x, t counts. Without a socket, and on a ROUTER in a thread."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import zmq
+
+from rnnstream.errors import BadToken, Conflict, RequestError, UnknownSession
+from rnnstream.wire import replies, requests
+from rnnstream.wire.limits import PROTOCOL, Limits
+
+BAD = 13  # the token that is refused
+PAGE = 3  # names on a page of a listing
+DEADLINE_S = 20  # for whatever must happen
+
+
+class Counting:
+    """Bodies in, bodies out.
+
+    Attributes:
+        ts: step counts of the sessions that live.
+        closed: names with a tombstone.
+        bodies: the requests of every body that came, in order.
+    """
+
+    def __init__(self, limits: Limits | None = None, outputs: int = 5) -> None:
+        self.limits = limits or Limits()
+        self.outputs = outputs
+        self.ts: dict[str, int] = {}
+        self.closed: set[str] = set()
+        self.bodies: list[list[dict[str, Any]]] = []
+
+    def answer(self, body: bytes) -> bytes:
+        maps, problem = requests.decode(body, self.limits.frame_requests)
+        assert problem is None, problem
+        self.bodies.append(maps)
+        return b"".join([self._one(item) for item in maps])
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Every step that came, in order."""
+        return [item for body in self.bodies for item in body if "x" in item]
+
+    def _one(self, item: dict[str, Any]) -> bytes:
+        try:
+            request = requests.parse(item)
+            reply = getattr(self, f"_{request.op}")(request)
+        except RequestError as error:
+            reply = replies.error_map(error, **({"session": item["session"]} if "session" in item else {}))
+        return bytes(replies.encode(reply if "id" not in item else {**reply, "id": item["id"]}))
+
+    def _live(self, request: requests.Request) -> int:
+        why = "closed" if request.session in self.closed else "never"
+        if request.session not in self.ts:
+            raise UnknownSession(f"{request.session}: no such session.", why=why)
+        return self.ts[request.session]
+
+    def _step(self, request: requests.Request) -> dict[str, Any]:
+        if request.session in self.closed:
+            self._live(request)
+        opened = request.session not in self.ts
+        t = self.ts.get(request.session, 0) + 1
+        if request.t not in (None, t):
+            raise Conflict(f"{request.session}: t is {request.t}, the next step is {t}.", field="t", t=t - 1)
+        if request.x == BAD:
+            raise BadToken(f"x is {BAD}; not with us.", field="x")
+        self.ts[request.session] = t
+        reply: dict[str, Any] = {"session": request.session, "t": t}
+        if opened:
+            reply["opened"] = True
+        if request.surprisal:
+            reply["surprisal"] = 0.5
+        if request.want == "none":
+            return reply
+        reply["y"] = ord(request.x) if isinstance(request.x, str) else request.x
+        if request.want in ("probs", "logits"):
+            reply[request.want] = struct.pack(f"<{self.outputs}f", *range(self.outputs))
+        if isinstance(request.want, int):
+            reply["top"] = [[id, 1 / (id + 2)] for id in range(request.want)]
+        return {**reply, "p": 0.25, "label": "la"}
+
+    def _reset(self, request: requests.Request) -> dict[str, Any]:
+        self.ts[request.session] = 0
+        self.closed.discard(request.session)
+        return {"session": request.session, "t": 0}
+
+    def _close(self, request: requests.Request) -> dict[str, Any]:
+        self._live(request)
+        del self.ts[request.session]
+        self.closed.add(request.session)
+        return {"session": request.session, "closed": True}
+
+    def _info(self, request: requests.Request) -> dict[str, Any]:
+        return {"session": request.session, "t": self._live(request), "idle_s": 0.5}
+
+    def _hello(self, request: requests.Request) -> dict[str, Any]:
+        model = {
+            "name": "counting",
+            "input": {"kind": "token", "size": 100},
+            "output": {"kind": "categorical", "size": self.outputs},
+        }
+        return {"protocol": PROTOCOL, "version": "0", "worker": "toy", "limits": asdict(self.limits), "model": model}
+
+    def _ping(self, request: requests.Request) -> dict[str, Any]:
+        return {"ok": True, "worker": "toy"}
+
+    def _sessions(self, request: requests.Request) -> dict[str, Any]:
+        names = sorted(self.ts)
+        page = names[request.after : request.after + PAGE]
+        reply: dict[str, Any] = {"sessions": [name for name in page if name.startswith(request.prefix)]}
+        if request.after + PAGE < len(names):
+            reply["next"] = request.after + PAGE
+        return reply
+
+
+class ToyWorker:
+    """A `Counting` on a ROUTER, in a thread of its own, from `start` to `stop`.
+
+    Attributes:
+        model: the `Counting`; a new one at each `start`.
+        reply: what becomes of the reply to a body, given the body's requests and the reply: bytes to send, or None: it is lost.
+    """
+
+    def __init__(self) -> None:
+        self.model = Counting()
+        self.reply: Callable[[list[dict[str, Any]], bytes], bytes | None] = lambda maps, reply: reply
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._endpoint = "tcp://127.0.0.1:*"
+        self._thread: threading.Thread | None = None
+        self._control: zmq.Socket[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return self._endpoint
+
+    def start(self) -> None:
+        """Listen, at the same port as before if there was one."""
+        self.model = Counting(self.model.limits, self.model.outputs)
+        self._context = zmq.Context()  # one a run: when it is terminated, the port is free again
+        router = self._context.socket(zmq.ROUTER)
+        router.linger = 0
+        router.bind(self._endpoint)
+        self._endpoint = router.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._control = self._context.socket(zmq.PAIR)
+        self._control.bind("inproc://control")
+        end = self._context.socket(zmq.PAIR)
+        end.connect("inproc://control")
+        self._thread = threading.Thread(target=self._run, args=(router, end))
+        self._thread.start()
+
+    def stop(self) -> None:
+        if self._context is not None and self._thread is not None and self._control is not None:
+            self._control.send(b"")
+            self._thread.join(DEADLINE_S)
+            assert not self._thread.is_alive()
+            self._control.close()
+            self._context.term()
+            self._context = None
+
+    def _run(self, router: zmq.Socket[bytes], control: zmq.Socket[bytes]) -> None:
+        poller = zmq.Poller()
+        poller.register(router, zmq.POLLIN)
+        poller.register(control, zmq.POLLIN)
+        try:
+            while control not in (ready := dict(poller.poll())):
+                assert router in ready
+                *envelope, body = router.recv_multipart()
+                reply = self.reply_to(body)
+                if reply is not None:
+                    router.send_multipart([*envelope, reply])
+        finally:
+            router.close()
+            control.close()
+
+    def reply_to(self, body: bytes) -> bytes | None:
+        answer = self.model.answer(body)
+        return self.reply(self.model.bodies[-1], answer)
