@@ -11,6 +11,7 @@ import functools
 import hashlib
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,10 +73,12 @@ def one_thread() -> Iterator[None]:
 
 @functools.cache
 def kernels() -> str:
-    """The kernels that BLAS uses on this machine, such as "openblas 0.3.31 Haswell"."""
-    found = [
+    """The kernels that NumPy's BLAS uses on this machine, such as "openblas 0.3.31 Haswell"."""
+    infos = [library.info() for library in _libraries()]
+    own = [info for info in infos if "numpy" in Path(info["filepath"]).parent.as_posix().rpartition("site-packages")[2]]
+    found = [  # others, such as SciPy's or PyTorch's, may or may not be loaded already, and compute nothing here
         " ".join(str(info[key]) for key in ("internal_api", "version", "architecture") if info.get(key))
-        for info in (library.info() for library in _libraries())
+        for info in own or infos
     ]
     return ", ".join(found) or "unknown"
 

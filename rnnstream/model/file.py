@@ -51,18 +51,30 @@ def load_file(path: str | PathLike[str]) -> Network:
             text = (file.metadata() or {}).get(KEY)
             if text is None:
                 raise ModelError(f"{path} has no metadata key {KEY!r}: it is not an rnnstream model file.")
-            spec = parse(json.loads(text))
-            return Network(spec, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            spec = parse(_json(text))
+            return Network(spec, {name: _tensor(file, name) for name in file.keys()})  # noqa: SIM118
     except FileNotFoundError:
         raise ModelError(f"There is no file {path}.") from None
     except (OSError, SafetensorError) as problem:
         raise ModelError(f"{path} cannot be read as a safetensors file: {problem}.") from None
-    except json.JSONDecodeError as problem:
-        raise ModelError(f"{path}: the metadata key {KEY!r} is not JSON: {problem}.") from None
-    except RecursionError:
-        raise ModelError(f"{path}: the metadata key {KEY!r} is nested too deeply.") from None
     except ModelError as problem:
         raise ModelError(f"{path}: {problem}") if str(path) not in str(problem) else problem from None
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ModelError(f"The metadata key {KEY!r} is nested too deeply.") from None
+    except ValueError as problem:  # also an int of more digits than Python converts
+        raise ModelError(f"The metadata key {KEY!r} is not JSON: {problem}.") from None
+
+
+def _tensor(file: Any, name: str) -> npt.NDArray[Any]:
+    try:
+        return file.get_tensor(name)
+    except (AttributeError, TypeError):  # that is how safetensors asks NumPy for bfloat16 or float8
+        raise ModelError(f"The tensor {name} is {file.get_slice(name).get_dtype()}, which NumPy does not have.") from None
 
 
 def save(path: str | PathLike[str], spec: Spec | dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> None:
@@ -87,9 +99,8 @@ def _load_object(module: str, attribute: str) -> StepModel:
     model = getattr(found, attribute)
     if callable(model) and not isinstance(model, StepModel):
         model = model()
-    missing = [
-        name for name in ("advance", "head", "initial_state", "state_size", "input", "output") if not hasattr(model, name)
-    ]
+    asked = [name for name in (*StepModel.__annotations__, *vars(StepModel)) if not name.startswith("_")]
+    missing = [name for name in asked if not hasattr(model, name)]
     if missing:
         raise ModelError(f"{module}:{attribute} is no step model: it lacks {', '.join(missing)}; see rnnstream.StepModel.")
     return model

@@ -81,7 +81,7 @@ class Embedding(StepLayer):
     """x -> e[x], the row of a table."""
 
     def __init__(self, layer: Layer, tensors: dict[str, Array]) -> None:
-        self.table = np.ascontiguousarray(tensors["e"])  # [V, N]
+        self.table = np.array(tensors["e"], order="C")  # [V, N]
         self.products = {}
 
     def step(self, state: Array, x: Array) -> tuple[Array, Array]:  # [B, 0], [B] -> [B, 0], [B, N]

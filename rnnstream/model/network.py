@@ -56,6 +56,7 @@ class Network(StepModel):
             start += layer.state_size
         with_memory = [place for place, layer in enumerate(self._chain) if layer.state_size]
         self._split = with_memory[-1] + 1 if with_memory else 0
+        self._widen = not token and self.dtype != np.float32  # dense tokens are float32, whatever the model computes in
         self.exact = not measure or measure_step(spec)
 
     @property
@@ -69,7 +70,7 @@ class Network(StepModel):
 
     def advance(self, states: Array, inputs: Array) -> tuple[Array, Array]:  # [B, S], [B] or [B, K] -> [B, S], [B, F]
         """The recurrence; the features are what its last layer gives out."""
-        x, new = inputs, []
+        x, new = inputs.astype(self.dtype) if self._widen else inputs, []
         for layer, place in zip(self._chain[: self._split], self._places, strict=False):
             state, x = layer.step(states[:, place], x)
             if layer.state_size:
@@ -131,7 +132,7 @@ def random_network(spec: Spec, seed: int = 0) -> Network:
     rng = np.random.default_rng(seed)
     dtype = np.dtype(spec.dtype)
     tensors = {
-        name: ((rng.random(shape, dtype.type) - 0.5) * (2 / shape[-1] ** 0.5)).astype(dtype)
+        name: ((rng.random(shape, dtype.type) - 0.5) * (2 / max(shape[-1], 1) ** 0.5)).astype(dtype)
         for name, shape in spec.shapes.items()
     }
     return Network(spec, tensors, measure=False)

@@ -124,11 +124,12 @@ def parse(given: Any) -> Spec:
     """
     known = {"format", "name", "dtype", "input", "layers", "head", "initial_state"}
     spec = _map(given, "the specification", known)
-    if spec.get("format") != FORMAT:
-        raise ModelError(f"format is {spec.get('format')!r}; this version of rnnstream reads format {FORMAT}.")
+    if type(spec.get("format")) is not int or spec["format"] != FORMAT:
+        raise ModelError(f"format is {spec.get('format')!r:.60}; this version of rnnstream reads format {FORMAT}.")
     name = spec.get("name", "")
     if not isinstance(name, str) or len(name) > 200:
         raise ModelError(f"name is {name!r:.60}; it is a str of at most 200 characters.")
+    _utf8(name, "name")
     dtype = _one_of(spec.get("dtype", "float32"), ("float32", "float64"), "dtype")
     source = _map(spec.get("input"), "input", {"kind", "size", "vocabulary"})
     kind = _one_of(source.get("kind"), ("token", "dense"), "input.kind")
@@ -213,7 +214,14 @@ def _vocabulary(source: dict[str, Any], kind: str, size: int) -> tuple[str, ...]
         raise ModelError(
             f"input.vocabulary has {len(entries)} entries, {len(set(entries))} of them different; input.size is {size}."
         )
+    for place, entry in enumerate(entries):
+        _utf8(entry, f"input.vocabulary[{place}]")
     return tuple(entries)
+
+
+def _utf8(text: str, where: str) -> None:
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ModelError(f"{where} is {text!r:.60}; half of a surrogate pair is no character.")
 
 
 def _map(value: Any, where: str, known: set[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from rnnstream.model.activations import sigmoid, softmax
 from rnnstream.model.blas import one_thread
 
 Array = npt.NDArray[Any]
+_NO_NUMBERS = (bool, np.timedelta64)  # which Python and NumPy count among the ints
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,12 @@ class Input:
                 return self.ids[x]
             has = f"the vocabulary of {self.size} entries does not have it" if self.ids else "this model has no vocabulary"
             raise BadToken(f"x is {x!r:.60}; {has}.", field="x")
-        if isinstance(x, bool) or not isinstance(x, int | np.integer):
+        if isinstance(x, _NO_NUMBERS) or not isinstance(x, int | np.integer):
             kinds = "an int id or a str of the vocabulary" if self.ids else "an int id"
             raise BadRequest(f"x is a {type(x).__name__}; this model takes {kinds}.", field="x")
         if not 0 <= x < self.size:
-            raise BadToken(f"x is {x}; ids go from 0 to {self.size - 1}.", field="x")
+            shown = x if abs(int(x)) < 1 << 64 else f"an int of {int(x).bit_length()} bits"
+            raise BadToken(f"x is {shown}; ids go from 0 to {self.size - 1}.", field="x")
         return int(x)
 
     def _vector(self, x: Any) -> Array:
@@ -75,14 +77,14 @@ class Input:
             if len(x) != 4 * self.size:
                 raise BadToken(f"x has {len(x)} bytes; {self.size} float32 numbers take {4 * self.size}.", field="x")
             vector = np.frombuffer(x, "<f4").astype(np.float32)
-        elif isinstance(x, list | tuple | np.ndarray):
+        elif isinstance(x, list | tuple) or (isinstance(x, np.ndarray) and x.ndim):
             if len(x) != self.size:
                 raise BadToken(f"x has {len(x)} numbers; this model takes {self.size}.", field="x")
             for place, number in enumerate(x):
-                if isinstance(number, bool) or not isinstance(number, int | float | np.number):
+                if isinstance(number, _NO_NUMBERS) or not isinstance(number, int | float | np.integer | np.floating):
                     raise BadRequest(f"x[{place}] is a {type(number).__name__}; it is a number.", field="x")
             with np.errstate(over="ignore"):
-                vector = np.array([float(number) if abs(number) < 1e39 else np.inf * number for number in x], np.float32)
+                vector = np.array([float(number) if abs(number) < 1e39 else np.nan for number in x], np.float32)
         else:
             raise BadRequest(
                 f"x is a {type(x).__name__}; this model takes a list of {self.size} numbers or bytes of float32.",
@@ -171,10 +173,12 @@ class StepModel(ABC):
         """One token: a<t> and y<t>, from a<t-1>, which stays as it is.
 
         Raises:
+            ValueError: `a` is not a state of this model.
             BadToken, BadRequest: x is not a token of this model.
         """
+        states = self._rows(a)
         with one_thread():
-            states, features = self.advance(a[np.newaxis], self.input.batch([self.input.token(x)]))
+            states, features = self.advance(states, self.input.batch([self.input.token(x)]))
             return states[0], self.output.g2(self.head(features))[0]
 
     def forward(self, xs: Sequence[Any], a: Array | None = None) -> Array:  # T tokens -> [T, V]
@@ -193,8 +197,14 @@ class StepModel(ABC):
         """The state after a whole sequence, from a<0> or from the state `a`; no outputs are computed."""
         return self._run(xs, a)[0][0]
 
+    def _rows(self, a: Array) -> Array:  # [S] -> [1, S]
+        a = np.asarray(a, self.dtype)
+        if a.shape != (self.state_size,):
+            raise ValueError(f"The state has the shape {a.shape}; this model's has ({self.state_size},).")
+        return a[np.newaxis]
+
     def _run(self, xs: Sequence[Any], a: Array | None) -> tuple[Array, list[Array]]:
-        states = (self.initial_state() if a is None else a)[np.newaxis]
+        states = self._rows(self.initial_state() if a is None else a)
         features = []
         tokens = [self.input.token(x) for x in xs]
         with one_thread():

@@ -66,7 +66,7 @@ class Product:
         self.tile = tile or exact_tile(k, n, w.dtype.str)
         # The layout of w decides which kernel runs, so it is the same whatever came in.
         self.panels = [  # [K, columns]
-            np.ascontiguousarray(w[start : start + self.tile.columns].T) for start in range(0, n, self.tile.columns)
+            np.array(w[start : start + self.tile.columns].T, order="C") for start in range(0, n, self.tile.columns)
         ]
         self.shape = (n, k)
 
