@@ -56,6 +56,7 @@ class Core:
         self._made = 0  # id of the last call
         self._sent = 0  # id of the last call that was sent
         self._renew = False
+        self._heard = False  # anything, ever
         self._closed = False
 
     # -- operations: each makes a call --
@@ -138,6 +139,7 @@ class Core:
             were lost. None for a reply that nobody waits for. All in flight where the body is not this protocol; see
             `take_renewal`.
         """
+        self._heard = True
         try:
             maps = replies.decode(body)
             id = self._answered(maps)
@@ -193,6 +195,8 @@ class Core:
         if largest > Limits.frame_bytes:
             hint = f" A request had {largest} bytes; a worker cuts the connection at more than its limits.frame_bytes."
         late = f"No reply from {self.address} within {self.timeout_s:g} s."
+        if not self._heard:
+            late = f"Nobody has answered at {self.address} within {self.timeout_s:g} s; is a worker running there?"
         beside = f"No reply from {self.address} to an earlier request within {self.timeout_s:g} s; reconnecting."
         return self._drop_flight(lambda call: NoReply(f"{late if call.deadline <= now else beside} {_UNKNOWN}{hint}"))
 

@@ -86,7 +86,9 @@ def save(path: str | PathLike[str], spec: Spec | dict[str, Any], tensors: dict[s
     spec = spec if isinstance(spec, Spec) else parse(spec)
     check_tensors(spec, tensors)
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    Path(path).write_bytes(to_bytes(contiguous, {KEY: spec.text()}))
+    unfinished = Path(f"{path}.unfinished")  # so that no half of a file ever stands under the name
+    unfinished.write_bytes(to_bytes(contiguous, {KEY: spec.text()}))
+    unfinished.replace(path)
 
 
 def _load_object(module: str, attribute: str) -> StepModel:
