@@ -47,7 +47,7 @@ def step_replies(heads: list[bytes], ts: list[int], ys: list[int], ps: list[floa
 
 
 def with_id(reply: bytes, number: int) -> bytes:
-    """A reply of few keys, with an id behind them: one more entry in a map whose first byte counts them."""
+    """A reply of few keys, an error too, with an id behind them: one more entry in a map whose first byte counts them."""
     return bytes((reply[0] + 1,)) + reply[1:] + b"\xa2id" + encode(number)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import reprlib
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import msgpack
@@ -63,15 +64,40 @@ def decode(body: bytes, most: int) -> tuple[list[dict[Any, Any]], BadMessage | N
         body: as it was received.
         most: how many maps it may hold.
     """
-    if not body:
-        return [], BadMessage("The body is empty; send one MessagePack map or several back to back.")
+    try:
+        unpacker = _unpacker(body)
+        items = list(islice(unpacker, most))
+        if _at_end(unpacker) and items and set(map(type, items)) == {dict}:
+            return items, None
+    except Exception:  # a peer's bytes: msgpack raises half a dozen unrelated classes for them
+        pass
+    return _explained(body, most)
+
+
+def _unpacker(body: bytes) -> msgpack.Unpacker:
     # No extension types: the protocol has none, and timestamps as keys could be made to collide.
     unpacker = msgpack.Unpacker(strict_map_key=False, max_ext_len=0, max_buffer_size=len(body) + 1)
     unpacker.feed(body)
+    return unpacker
+
+
+def _at_end(unpacker: msgpack.Unpacker) -> bool:
+    """Whether everything was read. An iteration also ends, without a word, where an object is cut short.
+
+    One nil more comes out as nil, and as the last object, only if nothing was left before it.
+    """
+    unpacker.feed(b"\xc0")
+    return next(unpacker, unpacker) is None and next(unpacker, unpacker) is unpacker
+
+
+def _explained(body: bytes, most: int) -> tuple[list[dict[Any, Any]], BadMessage]:
+    """The maps of a body that is not right, and what is wrong behind them."""
+    if not body:
+        return [], BadMessage("The body is empty; send one MessagePack map or several back to back.")
     items: list[Any] = []
-    problem = ""
+    problem = "is cut short"
     try:
-        for item in unpacker:
+        for item in _unpacker(body):
             if type(item) is not dict:
                 problem = f"is a {type(item).__name__}; a request is a map"
                 break
@@ -79,17 +105,8 @@ def decode(body: bytes, most: int) -> tuple[list[dict[Any, Any]], BadMessage | N
                 problem = f"is one more than the limit of {most} maps a body"
                 break
             items.append(item)
-        else:
-            # The iteration ends without a word where an object is cut short. One nil more comes out as nil only if there was
-            # nothing before it to complete.
-            problem = "is cut short"
-            unpacker.feed(b"\xc0")
-            if next(unpacker, problem) is None:
-                problem = ""
-    except Exception as error:  # a peer's bytes: msgpack raises half a dozen unrelated classes for them
-        problem = problem or f"is not MessagePack: {str(error) or type(error).__name__:.100}"
-    if not problem:
-        return items, None
+    except Exception as error:  # see above
+        problem = f"is not MessagePack: {str(error) or type(error).__name__:.100}"
     return items, BadMessage(f"Object {len(items) + 1} of the body {problem}; nothing from there on was read.")
 
 

@@ -8,8 +8,9 @@ session with much to say delays nobody else by more than the wave that runs.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from collections.abc import Iterator
 
+from rnnstream.wire.replies import with_id
 from rnnstream.wire.requests import Request
 
 # Where a reply goes: the routing id, or, if the message had an envelope, the routing id and its frames.
@@ -24,51 +25,69 @@ class Body:
         replies: one for each request, None until it is there.
         missing: how many are None.
         bytes: upper bound of the size of the reply body.
+        ids: ids that ordinary replies still have to get, by their place.
     """
 
-    __slots__ = ("address", "bytes", "missing", "replies")
+    __slots__ = ("address", "bytes", "ids", "missing", "replies")
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, requests: int) -> None:
         self.address = address
-        self.replies: list[bytes | None] = []
-        self.missing = 0
+        self.replies: list[bytes | None] = [None] * requests
+        self.missing = requests
         self.bytes = 0
-
-    def expect(self) -> int:
-        """A place for the reply of one more request."""
-        self.replies.append(None)
-        self.missing += 1
-        return len(self.replies) - 1
+        self.ids: dict[int, int] = {}
 
     def answer(self, place: int, reply: bytes) -> None:
         """Fill a place."""
         self.replies[place] = reply
         self.missing -= 1
 
-
-# Where the reply to a token goes: straight to an address (alone in its body, nothing before it held back), or into a body.
-Goal = Address | tuple[Body, int]
+    def joined(self) -> bytes:
+        """The reply body, once nothing is missing."""
+        for place, number in self.ids.items():
+            self.replies[place] = with_id(self.replies[place] or b"", number)
+        return b"".join(self.replies)  # type: ignore[arg-type]
 
 
 class Wave:
     """Requests of different sessions that are run together.
 
+    Tokens that want no more than the ordinary reply stand in parallel lists: those that came alone and can be answered at once,
+    and those whose replies go into a body.
+
     Attributes:
-        rows, xs, goals: tokens that want no more than the ordinary reply, as parallel lists.
-        ids: the ids of those tokens that have one, an int, by their place in these lists.
-        direct: every goal is an address.
+        rows, xs, addresses: of the tokens that came alone.
+        ids: the ids of those that have one, by their place in these lists.
+        body_rows, body_xs: of the tokens of bodies.
+        runs: where their replies go: (start, body, place) says that those from `start` to the next run's start are the
+            replies from `place` on in that body.
         others: every other request that names a session: (row, request, body, place in the body).
     """
 
-    __slots__ = ("direct", "goals", "ids", "others", "rows", "xs")
+    __slots__ = ("addresses", "body_rows", "body_xs", "ids", "others", "rows", "runs", "xs")
 
     def __init__(self) -> None:
         self.rows: list[int] = []
-        self.xs: list[Any] = []
+        self.xs: list[int] = []
+        self.addresses: list[Address] = []
         self.ids: dict[int, int] = {}
-        self.direct = True
-        self.goals: list[Any] = []  # list[Goal]; Any, so that the hot path may tell them apart by type()
+        self.body_rows: list[int] = []
+        self.body_xs: list[int] = []
+        self.runs: list[tuple[int, Body, int]] = []
         self.others: list[tuple[int, Request, Body, int]] = []
+
+    def bodies(self) -> Iterator[tuple[int, int, Body, int]]:
+        """The runs with their ends: (start, stop, body, place)."""
+        stops = [start for start, _, _ in self.runs[1:]] + [len(self.body_rows)]
+        for (start, body, place), stop in zip(self.runs, stops, strict=False):  # no runs, no stops
+            yield start, stop, body, place
+
+    def all_rows(self) -> list[int]:
+        """The row of every request, the ordinary tokens first."""
+        return [*self.rows, *self.body_rows, *(row for row, *_ in self.others)]
+
+    def __len__(self) -> int:
+        return len(self.rows) + len(self.body_rows) + len(self.others)
 
 
 class Order:
