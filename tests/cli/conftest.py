@@ -56,7 +56,7 @@ def models(files: dict[str, str]) -> dict[str, rnnstream.StepModel]:
     return {name: rnnstream.load(path) for name, path in files.items()}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: a worker in this process holds BLAS to one thread
 def addresses(models: dict[str, rnnstream.StepModel]) -> Iterator[dict[str, str]]:
     """A running worker for each model; each test takes a session of its own."""
     workers = {name: rnnstream.Worker(model, bind="tcp://127.0.0.1:*") for name, model in models.items()}
