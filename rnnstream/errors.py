@@ -53,7 +53,7 @@ class RequestError(RnnstreamError):
         raise AttributeError(f"{type(self).__name__} has no {name!r}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), str(self), self.extra)
+        return _rebuild, (type(self), str(self), self.extra, self.code)
 
     by_code: ClassVar[dict[str, type[RequestError]]] = {}
 
@@ -65,13 +65,13 @@ class RequestError(RnnstreamError):
         """The exception that an error map stands for; a code of a newer worker becomes a plain `RequestError`."""
         extra = {str(key): value for key, value in reply.items() if key not in ("error", "message", "id")}
         code = str(reply["error"])
-        error = RequestError.by_code.get(code, RequestError)(str(reply.get("message", "")), **extra)
-        error.code = code
-        return error
+        return _rebuild(RequestError.by_code.get(code, RequestError), str(reply.get("message", "")), extra, code)
 
 
-def _rebuild(cls: type[RequestError], message: str, extra: dict[str, Any]) -> RequestError:
-    return cls(message, **extra)
+def _rebuild(cls: type[RequestError], message: str, extra: dict[str, Any], code: str) -> RequestError:
+    error = cls(message)
+    error.extra, error.code = extra, code
+    return error
 
 
 class BadMessage(RequestError):

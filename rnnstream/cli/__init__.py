@@ -3,8 +3,6 @@
 Results go to stdout, everything else to stderr. Exit status: 0 worked, 1 failed, 2 wrong use, 130 interrupted.
 """
 
-import os
-import sys
 from typing import Any
 
 import click
@@ -35,9 +33,9 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands)
+@click.version_option(package_name="rnnstream")
 def main() -> None:
     """Serve trained recurrent networks one token at a time."""
-    sys.path.insert(0, os.getcwd())  # where a MODEL of the form module:attribute is looked for first
 
 
 for command in (serve, feed, session, inspect, selftest):

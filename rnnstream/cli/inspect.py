@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from rnnstream.cli import options, out
-from rnnstream.model.file import load
+from rnnstream.cli.options import load_model
 from rnnstream.model.network import Network
 from rnnstream.model.step import StepModel
 
@@ -23,7 +23,7 @@ def inspect(model: str | None, as_json: bool) -> None:
 
     MODEL is a model file or module:attribute; absent, the model that ships with the package.
     """
-    network = load(model)
+    network = load_model(model)
     found = describe(network)
     if as_json:
         click.echo(out.json_line(found))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
+from rnnstream.model.file import load
+from rnnstream.model.step import StepModel
 from rnnstream.wire.limits import SESSION_BYTES
 from rnnstream.worker.worker import DEFAULT_BIND
 
@@ -36,3 +40,10 @@ def session_name(ctx: click.Context, parameter: click.Parameter, value: str) -> 
     if not 1 <= size <= SESSION_BYTES:
         raise click.BadParameter(f"it has {size} bytes; a session's name has 1 to {SESSION_BYTES}.")
     return value
+
+
+def load_model(source: str | None) -> StepModel:
+    """What MODEL stands for; a module is looked for in the current directory too, behind the installed ones."""
+    if source and ":" in source:
+        sys.path.append(os.getcwd())
+    return load(source)

@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from rnnstream.cli import options, out
+from rnnstream.cli.options import load_model
 from rnnstream.engine import selftest as measure
 from rnnstream.model.blas import fingerprint
-from rnnstream.model.file import load
 
 
 @click.command()
@@ -23,7 +23,7 @@ def selftest(ctx: click.Context, model: str | None, as_json: bool) -> None:
     tiles in which each matrix is multiplied, a whole step, and sessions side by side in one process against each of them run
     alone. Exit status 1 where a bit differs.
     """
-    network = load(model)
+    network = load_model(model)
     before, held = measure.blas_threads()
     machine = {
         "model": network.name,

@@ -10,8 +10,8 @@ import threading
 
 import click
 
+from rnnstream.cli.options import load_model
 from rnnstream.engine.engine import MAX_SESSIONS
-from rnnstream.model.file import load
 from rnnstream.worker.worker import DEFAULT_BIND, Worker
 
 log = logging.getLogger("rnnstream")
@@ -32,7 +32,7 @@ def serve(model: str | None, bind: tuple[str, ...], max_sessions: int) -> None:
     with the package. A line "ready ADDRESS" on stdout says for each address that it is listened at: with port *, the real one.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    network = load(model)
+    network = load_model(model)
     worker = Worker(network, bind=bind, max_sessions=max_sessions)
 
     def ready() -> None:

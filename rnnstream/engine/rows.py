@@ -8,7 +8,7 @@ A token is computed first and committed afterwards, so that whatever fails in be
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from rnnstream.model.step import StepModel
 from rnnstream.prediction import Prediction
 
 Array = npt.NDArray[Any]
+
+OUTPUT_BYTES = 32 << 20  # of outputs at a time: a wave of thousands of rows with a large vocabulary would fill the memory
 
 
 @dataclass(slots=True)
@@ -81,7 +83,7 @@ class Rows:
             raise BadRequest("surprisal is true; this model does not predict its own next token.", field="surprisal")
 
     def admit(self, row: int, t: int | None, now: float) -> bool:
-        """Judge a token's turn: existence, then `t`. (Numbering will be judged here, before either.) Opens a new session.
+        """Judge a token's turn: existence, then `t` (numbering belongs before both). Opens a new session.
 
         Returns:
             Whether the session was opened by this.
@@ -109,11 +111,19 @@ class Rows:
         if t != at + 1:
             raise Conflict(f"{self.table.names[row]}: t is {t}, but its next step is {at + 1}.", field="t", t=at)
 
+    def parts(self, rows: int) -> Iterator[slice]:
+        """Slices of so many rows, for whose outputs there is room at a time: one, unless the outputs are many."""
+        most = max(1, OUTPUT_BYTES // (self.model.output.size * self.model.dtype.itemsize))
+        for start in range(0, rows, most):
+            yield slice(start, min(start + most, rows))
+
     def compute(self, rows: Sequence[int], tokens: Sequence[Any]) -> Moves:
         """One token for each of these open rows, each row at most once; nothing is changed. Runs under `one_thread`."""
         table = self.table
         index = np.array(rows, np.intp)
         states, features = self.model.advance(table.states.take(index, axis=0), self.model.input.batch(tokens))
+        if states.shape != (len(index), self.model.state_size) or states.dtype != table.states.dtype:
+            raise TypeError(f"advance gave states of shape {states.shape} and {states.dtype} for {len(index)} rows")
         good: Array | None = None
         # Not finite if any number is not (or if the sum overflows): a quick look for the usual case.
         if not math.isfinite(np.add.reduce(states, axis=None)):
@@ -132,19 +142,22 @@ class Rows:
 
     def predictions(self, moves: Moves, wants: Sequence[str | int]) -> list[Prediction]:
         """What each of the moves gives; `opened` and `surprisal` are left to the caller. Runs under `one_thread`."""
-        output = self.model.output
         found = [Prediction(t) for t in moves.ts.tolist()]
         heads = [place for place, want in enumerate(wants) if want != "none"]
-        if not heads:
-            return found
-        features = moves.features if len(heads) == len(wants) else moves.features[heads]
+        for part in self.parts(len(heads)):
+            places = heads[part]
+            self._predict([found[place] for place in places], moves.features[places], [wants[place] for place in places])
+        return found
+
+    def _predict(self, found: list[Prediction], features: Array, wants: list[str | int]) -> None:
+        """Fill in predictions from their features, for wants that need the head."""
+        output = self.model.output
         logits = self.model.head(features)
-        some_probs = any(isinstance(wants[place], int) or wants[place] == "probs" for place in heads)
         categorical = output.kind == "categorical"
-        y = output.g2(logits) if some_probs or not categorical else logits
         ids, ps = (array.tolist() for array in most_likely(logits)) if categorical else ([], [])
-        for i, place in enumerate(heads):
-            prediction, want = found[place], wants[place]
+        some_probs = any(isinstance(want, int) or want == "probs" for want in wants)
+        y = output.g2(logits) if some_probs or not categorical else logits
+        for i, (prediction, want) in enumerate(zip(found, wants, strict=True)):
             if categorical:
                 prediction.y, prediction.p = ids[i], ps[i]
                 prediction.label = output.vocabulary[ids[i]] if output.vocabulary else None
@@ -156,13 +169,15 @@ class Rows:
                 prediction.logits = logits[i].astype("<f4")
             elif isinstance(want, int):
                 prediction.top = top(y[i], want)
-        return found
 
-    def scores(self, rows: Sequence[int] | Array, tokens: Sequence[Any]) -> list[float]:
+    def scores(self, rows: Sequence[int], tokens: Sequence[Any]) -> list[float]:
         """Surprisal of each token by the states as they are, in nats. Runs under `one_thread`."""
         features = self.model.features(self.table.states.take(rows, axis=0))
         assert features is not None  # `check_want` has seen to it
-        return surprisals(self.model.head(features), np.array(tokens, np.intp)).tolist()
+        ids, scores = np.array(tokens, np.intp), []
+        for part in self.parts(len(ids)):
+            scores += surprisals(self.model.head(features[part]), ids[part]).tolist()
+        return scores
 
     def row_info(self, row: int, now: float) -> dict[str, Any]:
         """What `info` says of an open row."""
@@ -211,7 +226,7 @@ class Rows:
     def unknown(self, session: str) -> UnknownSession:
         """The error for a session that is not open: never, or closed."""
         why = "closed" if self.table.was_closed(session) else "never"
-        told = "was closed; reset opens it again" if why == "closed" else "has never been open"
+        told = "was closed; reset opens it again" if why == "closed" else "is not open, and not among the names closed of late"
         return UnknownSession(f"The session {session} {told}.", why=why)
 
     def not_finite(self, row: int) -> RequestError:

@@ -18,13 +18,11 @@ from rnnstream.errors import Full
 
 Array = npt.NDArray[Any]
 
-CLOSED_NAMES = 100_000  # closed names that are remembered, so that their streams are not started over unnoticed: about 15 MB
+CLOSED_NAMES = 100_000  # closed names that are remembered, so that their streams are not started over unnoticed: 15 to 35 MB
 
 
 class Table:
     """Names, rows and states.
-
-    A producer's numbering will be kept here too, by name: in the row while there is one, in the tombstone afterwards.
 
     Attributes:
         rows: the row of each name that is open or waited for.
@@ -59,7 +57,7 @@ class Table:
         if row is not None:
             return row
         if len(self.rows) >= self.max_sessions:
-            raise Full(f"{self.max_sessions} sessions are open, the limit of this worker; close one, or raise the limit.")
+            raise Full(f"{self.max_sessions} sessions are open or waited for, the limit; close one, or raise it.")
         row = self._free.pop() if self._free else len(self.names)
         if row == len(self.names):
             self.names.append(None)

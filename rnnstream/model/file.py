@@ -16,7 +16,7 @@ from safetensors.numpy import save as to_bytes
 from rnnstream.errors import ModelError
 from rnnstream.model.network import Network, check_tensors
 from rnnstream.model.spec import Spec, parse
-from rnnstream.model.step import StepModel
+from rnnstream.model.step import StepModel, try_out
 
 KEY = "rnnstream"
 SHIPPED = Path(__file__).parent.parent / "data" / "tunes.safetensors"
@@ -84,25 +84,25 @@ def save(path: str | PathLike[str], spec: Spec | dict[str, Any], tensors: dict[s
         ModelError: a specification or tensor that could not be read back; nothing is written then.
     """
     spec = spec if isinstance(spec, Spec) else parse(spec)
-    check_tensors(spec, tensors)
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    check_tensors(spec, contiguous)
     unfinished = Path(f"{path}.unfinished")  # so that no half of a file ever stands under the name
     unfinished.write_bytes(to_bytes(contiguous, {KEY: spec.text()}))
     unfinished.replace(path)
 
 
 def _load_object(module: str, attribute: str) -> StepModel:
+    where = f"{module}:{attribute}"
     try:
         found = importlib.import_module(module)
     except ImportError as problem:
-        raise ModelError(f"{module}:{attribute}: the module cannot be imported: {problem}.") from None
+        raise ModelError(f"{where}: the module cannot be imported: {problem}.") from None
+    except Exception as problem:  # a user's own code: whatever it raises
+        raise ModelError(f"{where}: importing the module failed: {type(problem).__name__}: {problem}.") from problem
     if not hasattr(found, attribute):
-        raise ModelError(f"{module}:{attribute}: the module has no {attribute!r}.")
+        raise ModelError(f"{where}: the module has no {attribute!r}.")
     model = getattr(found, attribute)
     if callable(model) and not isinstance(model, StepModel):
         model = model()
-    asked = [name for name in (*StepModel.__annotations__, *vars(StepModel)) if not name.startswith("_")]
-    missing = [name for name in asked if not hasattr(model, name)]
-    if missing:
-        raise ModelError(f"{module}:{attribute} is no step model: it lacks {', '.join(missing)}; see rnnstream.StepModel.")
+    try_out(model, where)
     return model

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from rnnstream.errors import BadRequest, BadToken
+from rnnstream.errors import BadRequest, BadToken, ModelError
 from rnnstream.model.activations import sigmoid, softmax
 from rnnstream.model.blas import one_thread
 
@@ -40,6 +40,7 @@ class Input:
     ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        _check_vocabulary(self.vocabulary, self.size)
         object.__setattr__(self, "ids", {entry: i for i, entry in enumerate(self.vocabulary or ())})
 
     def token(self, x: Any) -> Any:
@@ -112,10 +113,18 @@ class Output:
     size: int
     vocabulary: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        _check_vocabulary(self.vocabulary, self.size)
+
     def g2(self, logits: Array) -> Array:  # [B, V] -> [B, V]
         """y<t> of the logits, which stay as they are."""
         z = logits.copy(order="C")
         return softmax(z) if self.kind == "categorical" else sigmoid(z) if self.kind == "bernoulli" else z
+
+
+def _check_vocabulary(vocabulary: tuple[str, ...] | None, size: int) -> None:
+    if vocabulary is not None and len(vocabulary) != size:
+        raise ModelError(f"The vocabulary has {len(vocabulary)} entries; the size is {size}.")
 
 
 class StepModel(ABC):
@@ -212,3 +221,34 @@ class StepModel(ABC):
                 states, seen = self.advance(states, self.input.batch([token]))
                 features.append(seen)
         return states, features
+
+
+def try_out(model: Any, where: str) -> None:
+    """Make one step on the initial state of somebody's own model, and hold what comes back against what the model says.
+
+    Raises:
+        ModelError: something is missing, or of another shape or dtype; the sentence begins with `where`.
+    """
+    asked = [name for name in (*StepModel.__annotations__, *vars(StepModel)) if not name.startswith("_")]
+    missing = [name for name in asked if name != "surprisal" and not hasattr(model, name)]
+    if missing:
+        raise ModelError(f"{where} is no step model: it lacks {', '.join(missing)}; see rnnstream.StepModel.")
+    model.dtype = dtype = np.dtype(model.dtype)
+
+    def hold(what: str, array: Any, shape: tuple[int, ...]) -> None:
+        got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+        if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
+            raise ModelError(f"{where}: {what} gave {got}; by its dtype and sizes it is {dtype} {list(shape)}.")
+
+    try:
+        a = model.initial_state()
+        hold("initial_state", a, (model.state_size,))
+        token = 0 if model.input.kind == "token" else np.zeros(model.input.size, np.float32)
+        with one_thread():
+            states, features = model.advance(np.stack([a, a]), model.input.batch([token, token]))
+            hold("advance", states, (2, model.state_size))
+            hold("head", model.head(features), (2, model.output.size))
+    except ModelError:
+        raise
+    except Exception as problem:  # a user's own code: whatever it raises
+        raise ModelError(f"{where}: a first step failed: {type(problem).__name__}: {problem}.") from problem

@@ -17,7 +17,8 @@ class Limits:
     """What one worker accepts, as it says in `hello`.
 
     Attributes:
-        frame_bytes: largest body that is read; the connection of a larger one is cut by the transport.
+        frame_bytes: largest frame that is read; the connection of a larger one is cut by the transport. A full body of
+            tokens fits, whatever the length of the names.
         frame_requests: most maps in one body: 512 decode in a quarter of a millisecond, for which others have to wait.
         waiting: most requests of one session that wait their turn, beyond which it is `busy`; two bodies of full length.
         reply_bytes: largest body that is sent, so that a client that does not read holds a bounded amount of memory; a full

@@ -5,7 +5,6 @@ A body is one MessagePack map or several back to back. `OPS` is the whole table 
 
 from __future__ import annotations
 
-import contextlib
 import reprlib
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +25,7 @@ OPS: dict[str, tuple[str, ...]] = {  # the further keys of each; those with "ses
     "ping": (),
     "sessions": ("prefix", "after", "limit"),
 }
+MOST_KEYS = 16  # of a map: no operation takes as many
 REQUIRED = ("session", "x")  # where an operation takes them at all
 
 _pack = msgpack.Packer(autoreset=True).pack  # half the time of packb, which makes a packer each time
@@ -75,8 +75,8 @@ def decode(body: bytes, most: int) -> tuple[list[dict[Any, Any]], BadMessage | N
 
 
 def _unpacker(body: bytes) -> msgpack.Unpacker:
-    # No extension types: the protocol has none, and timestamps as keys could be made to collide.
-    unpacker = msgpack.Unpacker(strict_map_key=False, max_ext_len=0, max_buffer_size=len(body) + 1)
+    # The protocol has neither large maps nor extension types, and ints or timestamps as keys could be made to collide.
+    unpacker = msgpack.Unpacker(strict_map_key=False, max_map_len=MOST_KEYS, max_ext_len=0, max_buffer_size=len(body) + 1)
     unpacker.feed(body)
     return unpacker
 
@@ -93,13 +93,16 @@ def _at_end(unpacker: msgpack.Unpacker) -> bool:
 def _explained(body: bytes, most: int) -> tuple[list[dict[Any, Any]], BadMessage]:
     """The maps of a body that is not right, and what is wrong behind them."""
     if not body:
-        return [], BadMessage("The body is empty; send one MessagePack map or several back to back.")
+        return [], BadMessage(
+            "The body is empty, or stood behind more than 8 frames, or one of more than 255 bytes; send one MessagePack "
+            "map, or several back to back."
+        )
     items: list[Any] = []
     problem = "is cut short"
     try:
         for item in _unpacker(body):
             if type(item) is not dict:
-                problem = f"is a {type(item).__name__}; a request is a map"
+                problem = f"is of type {type(item).__name__}; a request is a map"
                 break
             if len(items) == most:
                 problem = f"is one more than the limit of {most} maps a body"
@@ -156,15 +159,14 @@ def _problem(key: str, value: Any) -> str:
     match key:
         case "session" | "prefix":
             least = 1 if key == "session" else 0
-            with contextlib.suppress(UnicodeEncodeError):
-                if isinstance(value, str) and least <= len(_utf8(value)) <= SESSION_BYTES:
-                    return ""
+            if isinstance(value, str) and least <= _utf8_size(value) <= SESSION_BYTES:
+                return ""
             return f"it is a str of {least} to {SESSION_BYTES} bytes in UTF-8"
         case "id":
-            if whole or (isinstance(value, str | bytes) and len(value) * 4 <= ID_BYTES):
+            size = _utf8_size(value) if isinstance(value, str) else len(value) if isinstance(value, bytes) else 0
+            if whole or (isinstance(value, str | bytes) and size <= ID_BYTES):
                 return ""
-            size = len(value.encode()) if isinstance(value, str) else len(value) if isinstance(value, bytes) else ID_BYTES + 1
-            return "" if size <= ID_BYTES else f"it is an int, or a str or bytes of at most {ID_BYTES} bytes"
+            return f"it is an int, or a str or bytes of at most {ID_BYTES} bytes"
         case "want":
             return "" if whole or isinstance(value, str) else "it is a str or an int"  # which of them, the model decides
         case "surprisal":
@@ -175,8 +177,11 @@ def _problem(key: str, value: Any) -> str:
             return "" if whole and 1 <= value <= PAGE else f"it is an int from 1 to {PAGE}"
 
 
-def _utf8(value: str | bytes) -> bytes:
-    return value.encode() if isinstance(value, str) else value
+def _utf8_size(text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:  # half of a surrogate pair: not UTF-8 of any size that is allowed
+        return SESSION_BYTES + 1
 
 
 def _show(value: Any) -> str:

@@ -66,6 +66,7 @@ class Answers:
                 "output": {"kind": model.output.kind, "size": model.output.size},
             },
         }
+        self._hello_bytes = len(wire.encode(self._hello))
         self.rested()
 
     def change(self, row: int, request: Request, now: float) -> dict[str, Any]:
@@ -87,7 +88,7 @@ class Answers:
         output = self.engine.model.output
         match request.op:
             case "hello":
-                return len(wire.encode(self._hello))
+                return self._hello_bytes
             case "sessions":
                 return (SESSION_BYTES + 3) * request.limit
             case "step":

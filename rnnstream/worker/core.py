@@ -87,32 +87,31 @@ class Core:
                 body.answer(place, self._answers.error(error, request))
             except Exception:
                 body.answer(place, self._answers.internal({"session": request.session} | echo(request)))
+        rows = [*wave.rows, *wave.body_rows]
         try:
-            replies, answers = self._step(wave, steps, now)
+            replies, answers = self._step(rows, [*wave.xs, *wave.body_xs], steps, now) if rows or steps else ([], [])
         except Exception:
-            replies, answers = self._failed(wave, steps)
+            replies, answers = self._failed(rows, steps)
         for (_, _, _, body, place), answer in zip(steps, answers, strict=True):
             body.answer(place, answer)
         self._intake.done(wave)
         return self._deliver(wave, replies)
 
-    def _step(self, wave: Wave, steps: list[Step], now: float) -> tuple[list[bytes], list[bytes]]:
+    def _step(self, plain: list[int], xs: list[Any], steps: list[Step], now: float) -> tuple[list[bytes], list[bytes]]:
         """One token for every row: replies to the ordinary ones, and to `steps`. Nothing has changed until all are made."""
-        engine, plain = self.engine, len(wave.rows) + len(wave.body_rows)
-        if not plain and not steps:
-            return [], []
-        rows = [*wave.rows, *wave.body_rows, *(row for row, *_ in steps)]
-        moves = engine.compute(rows, [*wave.xs, *wave.body_xs, *(request.x for _, request, *_ in steps)])
-        replies = self._plain_replies(moves, rows[:plain]) if plain else []
-        answers = [self._answers.step(*pair) for pair in self._predicted(moves, plain, steps)] if steps else []
+        engine = self.engine
+        rows = [*plain, *(row for row, *_ in steps)]
+        moves = engine.compute(rows, [*xs, *(request.x for _, request, *_ in steps)])
+        replies = self._plain_replies(moves, plain) if plain else []
+        answers = [self._answers.step(*pair) for pair in self._predicted(moves, len(plain), steps)] if steps else []
         if moves.good is not None:
             for place in (~moves.good).nonzero()[0].tolist():
                 error = engine.not_finite(rows[place])
-                if place < plain:
+                if place < len(plain):
                     replies[place] = wire.encode(wire.error_map(error, session=engine.table.names[rows[place]]))
                 else:
-                    row, request, opened, *_ = steps[place - plain]
-                    answers[place - plain] = self._answers.error(error, request)
+                    row, request, opened, *_ = steps[place - len(plain)]
+                    answers[place - len(plain)] = self._answers.error(error, request)
                     if opened:
                         engine.table.withdraw(row)
         engine.commit(moves, now)
@@ -120,16 +119,21 @@ class Core:
 
     def _plain_replies(self, moves: Moves, rows: list[int]) -> list[bytes]:
         """The ordinary replies to the first tokens of a batch."""
-        plain, model = len(rows), self.engine.model
-        ids, ps = most_likely(model.head(moves.features[:plain]))
-        ts, heads = moves.ts[:plain].tolist(), self._intake.heads
+        model = self.engine.model
+        ids: list[int] = []
+        ps: list[float] = []
+        for part in self.engine.parts(len(rows)):
+            some_ids, some_ps = most_likely(model.head(moves.features[part]))
+            ids += some_ids.tolist()
+            ps += some_ps.tolist()
+        ts, heads = moves.ts[: len(rows)].tolist(), self._intake.heads
         try:
-            return wire.step_replies([heads[row] for row in rows], ts, ids.tolist(), ps.tolist(), self._labels)
+            return wire.step_replies([heads[row] for row in rows], ts, ids, ps, self._labels)
         except struct.error:  # a t beyond 32 bits
             names, vocabulary = self.engine.table.names, model.output.vocabulary
             return [
                 wire.encode({"session": names[row], "t": t, "y": y, "p": p} | ({"label": vocabulary[y]} if vocabulary else {}))
-                for row, t, y, p in zip(rows, ts, ids.tolist(), ps.tolist(), strict=True)
+                for row, t, y, p in zip(rows, ts, ids, ps, strict=True)
             ]
 
     def _predicted(self, moves: Moves, plain: int, steps: list[Step]) -> list[tuple[Request, Prediction]]:
@@ -145,15 +149,15 @@ class Core:
             prediction.opened = opened
         return list(zip(requests, predictions, strict=True))
 
-    def _failed(self, wave: Wave, steps: list[Step]) -> tuple[list[bytes], list[bytes]]:
+    def _failed(self, rows: list[int], steps: list[Step]) -> tuple[list[bytes], list[bytes]]:
         """A bug in a step, the exception being handled: none of the wave's tokens has counted, and each is told so."""
-        log.exception("a wave of %d requests failed", len(wave))
-        names, internal = self.engine.table.names, self._answers.internal
+        log.exception("a wave of %d tokens failed", len(rows) + len(steps))
+        table, internal = self.engine.table, self._answers.internal
         for row, _, opened, *_ in steps:
-            if opened and self.engine.table.live[row]:
-                self.engine.table.withdraw(row)
+            if opened and table.live[row]:
+                table.withdraw(row)
         return (
-            [internal({"session": names[row]}, logged=True) for row in (*wave.rows, *wave.body_rows)],
+            [internal({"session": table.names[row]}, logged=True) for row in rows],
             [internal({"session": request.session} | echo(request), logged=True) for _, request, *_ in steps],
         )
 

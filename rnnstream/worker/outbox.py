@@ -17,9 +17,9 @@ from rnnstream.worker.queue import Address, routing_id
 
 log = logging.getLogger("rnnstream.worker")
 
-WAITING_BYTES = 4 << 20  # for one peer, beside the 1,000 messages in its pipe: many seconds of tokens
+WAITING_BYTES = 4 << 20  # for one peer, beside the 128 messages in its pipe
 OBJECTS_BYTES = 3000  # around a reply that waits, an envelope of 8 frames included
-RETRY_S = 0.005  # how often a full pipe is tried again
+RETRY_S = 0.001  # how often a full pipe is tried again
 CUT_PEERS = 10_000  # routing ids that are remembered as cut off; a new connection has a new one
 
 

@@ -24,8 +24,10 @@ def socket_for(context: zmq.Context[zmq.Socket[bytes]], *, frame_bytes: int) -> 
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reply that cannot be sent is an error, not silence
     socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes)  # a larger frame ends its connection before it is read
-    socket.setsockopt(zmq.SNDHWM, 1000)  # replies in the pipe of one peer; what it does not take waits in the outbox
-    socket.setsockopt(zmq.RCVHWM, 1000)  # messages of one peer that are read ahead before TCP holds it back
+    # Messages of one peer that are read ahead, and replies in its pipe: more than it has in flight as a rule; yet each may be
+    # as large as the limits allow, 64 MB either way. What the pipe does not take waits in the outbox; TCP holds back the rest.
+    socket.setsockopt(zmq.RCVHWM, 64)
+    socket.setsockopt(zmq.SNDHWM, 128)
     socket.setsockopt(zmq.LINGER, int(FLUSH_S * 1000))  # last replies are still delivered, but no dead peer holds the exit up
     socket.setsockopt(zmq.HEARTBEAT_IVL, 10_000)  # ms: peers that vanished without a word are found
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)

@@ -34,6 +34,8 @@ def limits_for(model: StepModel) -> Limits:
 class Worker:
     """Serves a model.
 
+    While it runs, BLAS is held to one thread in the whole process; whoever sets the number meanwhile breaks exactness.
+
     Args:
         model: anything with the step-model interface.
         bind: one address or several, such as "tcp://127.0.0.1:5555" or "ipc:///tmp/worker"; port * takes a free one.
@@ -41,10 +43,10 @@ class Worker:
 
     Attributes:
         addresses: where it listens, with the real ports; empty while it does not run.
-        id: of this worker, as `hello` says it.
+        id: of this worker, as `hello` says it; its sessions end with it, not with `stop`.
     """
 
-    def __init__(self, model: StepModel, *, bind: str | Sequence[str] = DEFAULT_BIND, max_sessions: int = MAX_SESSIONS) -> None:
+    def __init__(self, model: StepModel, bind: str | Sequence[str] = DEFAULT_BIND, *, max_sessions: int = MAX_SESSIONS) -> None:
         self.model = model
         self.engine = Engine(model, max_sessions=max_sessions)
         self.id = os.urandom(8).hex()
@@ -58,7 +60,7 @@ class Worker:
         self._lock = threading.RLock()
 
     def run(self, ready: Callable[[], None] | None = None) -> None:
-        """Serve in this thread until `stop` is called, from another thread or a signal handler.
+        """Serve in this thread until `stop` is called from another one.
 
         Args:
             ready: called once, when it listens.
@@ -142,9 +144,11 @@ class Worker:
 def _bind(socket: zmq.Socket[bytes], address: str) -> str:
     """Bind, and say where: the address with the real port."""
     try:
+        socket.setsockopt(zmq.IPV6, int("[" in address))
         socket.bind(address)
     except zmq.ZMQError as problem:
-        raise RnnstreamError(f"Cannot listen at {address}: {problem}.") from None
+        form = "" if "://" in address else " An address looks like tcp://127.0.0.1:5555."
+        raise RnnstreamError(f"Cannot listen at {address}: {problem}.{form}") from None
     real = socket.getsockopt_string(zmq.LAST_ENDPOINT)
     port = address.rpartition(":")[2]
     if address.startswith("tcp:") and port not in ("*", "0") and port != real.rpartition(":")[2]:

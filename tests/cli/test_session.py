@@ -22,7 +22,7 @@ def test_info(client: Client, addresses: dict[str, str], session: str) -> None:
 def test_info_of_none(addresses: dict[str, str]) -> None:
     result = run("session", "info", "nobody", "--connect", addresses["letters"])
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "Error: The session nobody has never been open.\n"
+    assert result.stderr == "Error: The session nobody is not open, and not among the names closed of late.\n"
 
 
 def test_reset_and_close(client: Client, addresses: dict[str, str], session: str) -> None:

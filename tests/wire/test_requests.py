@@ -99,6 +99,14 @@ def test_maps_beyond_the_limit_are_not_read(count: int) -> None:
         assert "limit of 4" in str(problem)
 
 
+def test_what_stands_behind_as_many_maps_as_may_be_is_seen() -> None:
+    for behind in (b"\xc0", b"\xc1", b"\x05", b"\x81", encode(MAPS[:1])):
+        items, problem = decode(encode(MAPS) + behind, len(MAPS))
+        assert items == MAPS
+        assert problem is not None
+    assert decode(encode(MAPS), len(MAPS)) == (MAPS, None)
+
+
 def test_keys_that_are_no_text_are_a_matter_of_the_request_not_of_the_body() -> None:
     items, problem = decode(b"\x81\x05\x01" + encode(MAPS[:1]), MOST)
     assert problem is None

@@ -84,15 +84,14 @@ def test_a_peer_is_cut_off_at_a_bound_for_what_waits_and_not_for_what_has_waited
 ) -> None:
     monkeypatch.setattr(module, "WAITING_BYTES", 100_000)
     slow, id = ends.peer()
-    sent = seen = 0
-    for _ in range(200):  # 12 MB in all, never more than 60 kB at once
-        ends.send(*[(id, b"x" * 10_000)] * 6)
-        sent += 6
-        while ends.outbox:
-            seen += len(read(slow))
-            ends.send(later=True)
+    ends.send(*[(id, b"x" * 10_000)] * 9)
+    seen = 0
+    for _ in range(200):  # 8 MB in all, never more than 50 kB at once, and never nothing
         seen += len(read(slow))
-    assert seen == sent == 1200
+        ends.send(later=True)
+        assert ends.outbox
+        ends.send(*[(id, b"x" * 10_000)] * 4)
+    assert seen == 4 * 200
     assert id not in ends.outbox.cut
 
 
