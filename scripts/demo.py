@@ -8,6 +8,8 @@ from its own samples. At the end every prediction that came back is compared, bi
 import argparse
 import math
 import multiprocessing
+import os
+import queue
 import subprocess
 import sys
 import time
@@ -152,7 +154,7 @@ def hear_all(screen: Screen, address: str) -> list[Stream]:
     """Start the producers and listen to all of them until they are done."""
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
-    producers = [context.Process(target=produce, args=(address, name, events)) for name in TUNES]
+    producers = [context.Process(target=produce, args=(address, name, events), daemon=True) for name in TUNES]
     for producer in producers:
         producer.start()
     running = {name: Stream(name) for name in TUNES}
@@ -160,7 +162,10 @@ def hear_all(screen: Screen, address: str) -> list[Stream]:
     left = len(producers)
     with screen.live():
         while left:
-            event = events.get(timeout=20)
+            try:
+                event = events.get(timeout=10)
+            except queue.Empty:
+                raise SystemExit("A producer has not been heard for 10 s; what it printed stands above.") from None
             if event is None:
                 left -= 1
             elif isinstance(event, str):
@@ -249,4 +254,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("Interrupted.")
+    except BrokenPipeError:  # whoever read the lines has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

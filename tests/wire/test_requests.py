@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnnstream.errors import BadRequest
-from rnnstream.wire.requests import OPS, Request, decode, encode, parse, readable
+from rnnstream.wire.requests import MOST_KEYS, OPS, Request, decode, encode, parse, readable
 
 MOST = 1024
 MAPS: list[dict[str, Any]] = [
@@ -305,3 +305,12 @@ def test_what_can_be_read_comes_back_and_what_is_wrong_does_not(key: str) -> Non
 @pytest.mark.parametrize("item", [None, 5, "session", ["session"], b"id", {}])
 def test_nothing_can_be_read_of_what_is_no_map(item: Any) -> None:
     assert readable(item) == {}
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["the request", "its x"])
+def test_a_map_of_more_keys_than_any_request_has_is_refused_before_it_is_built(inside: bool) -> None:
+    """Python's dicts can be made slow by int keys that were chosen for it, with any seed."""
+    for keys, good in ((MOST_KEYS, True), (MOST_KEYS + 1, False)):
+        large = dict.fromkeys(range(keys), 0)
+        items, problem = decode(msgpack.packb({"session": "s", "x": large} if inside else large), 10)
+        assert (len(items), problem is None) == (good, good)
