@@ -427,3 +427,18 @@ def test_pages_give_every_open_name_once(make: Make, limit: int, scan: int) -> N
             found += names
         assert sorted(found) == sorted(name for name in engine.sessions() if name.startswith(prefix))
     assert engine.page("", 2**64 - 1, 5, 5) == ([], None, 0)
+
+
+def test_outputs_that_are_computed_in_parts_are_the_same(make, monkeypatch) -> None:
+    """A wave with a large vocabulary has more outputs than there should be room for at a time."""
+    pairs = [(f"s{i}", i % V) for i in range(10)]
+    asked = {"want": "probs", "surprisal": True}
+    whole = make(network()).step(pairs, **asked)
+    monkeypatch.setattr("rnnstream.engine.rows.OUTPUT_BYTES", 3 * 4 * V)
+    parts = make(network())
+    assert [part.stop - part.start for part in parts.parts(10)] == [3, 3, 3, 1]
+    for one, other in zip(whole, parts.step(pairs, **asked), strict=True):
+        assert one.probs is not None
+        assert other.probs is not None
+        assert one.probs.tobytes() == other.probs.tobytes()
+        assert (one.t, one.y, one.p, one.surprisal) == (other.t, other.y, other.p, other.surprisal)

@@ -157,6 +157,7 @@ def test_a_code_of_a_newer_worker_is_a_plain_request_error() -> None:
     assert type(error) is RequestError
     assert error.code == "gap"
     assert error.expected == 7
+    assert pickle.loads(pickle.dumps(error)).code == "gap"
     assert RequestError.code == "error"
 
 

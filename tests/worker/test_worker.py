@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import zmq
 
+import rnnstream
 from rnnstream.errors import RnnstreamError
 from rnnstream.wire.replies import decode
 from rnnstream.worker.worker import Worker
@@ -319,6 +321,27 @@ def test_an_address_that_is_none(address: str) -> None:
     for begin in (worker.start, worker.run):
         with pytest.raises(RnnstreamError, match="Cannot listen at"):
             begin()
+
+
+@pytest.mark.parametrize("port", ["65536", "70000"])
+def test_a_port_that_is_none(port: str) -> None:
+    with pytest.raises(RnnstreamError, match="Cannot listen at"):
+        Worker(network(), f"tcp://127.0.0.1:{port}").start()
+
+
+def test_ipv6() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    worker = Worker(network(), bind=["tcp://127.0.0.1:*", "tcp://[::1]:*"])
+    worker.start()
+    try:
+        for address in worker.addresses:
+            with rnnstream.Client(address) as client:
+                assert client.session(address).step(1).t == 1
+    finally:
+        worker.stop()
 
 
 def test_a_worker_runs_once_at_a_time() -> None:
