@@ -1,7 +1,7 @@
 """What is read off the logits of a categorical head, for a batch of rows: the most likely token, its probability, surprisal.
 
 All of it goes by the probabilities as they come out in the model's dtype, so that the id given as the most likely one is
-the first maximum of the "probs" that the same request would get.
+the first maximum of the "probs" that the same request would get (where no logit is NaN or infinite).
 
     B rows of a batch    V ids of the vocabulary
 """

@@ -41,7 +41,7 @@ def test_ids_out_of_range(x):
 
 
 @pytest.mark.parametrize(
-    "x", [True, False, np.True_, 2.0, np.float32(2), None, b"a", [2], (2,), np.array(2), np.timedelta64(2), 2j, object()],
+    "x", [True, False, np.True_, 2.0, np.float32(2), None, b"a", [2], (2,), np.array(2), np.timedelta64(2, "s"), 2j, object()],
     ids=repr,
 )  # fmt: skip
 def test_what_is_no_id(x):
@@ -117,7 +117,7 @@ def test_bytes_and_arrays_that_are_not_finite():
 
 
 @pytest.mark.parametrize(
-    "number", [True, np.True_, None, "1", b"1", 1j, np.complex64(1), [1], np.array([1]), np.timedelta64(1), object()], ids=repr
+    "number", [True, np.True_, None, "1", b"1", 1j, np.complex64(1), [1], np.array([1]), np.timedelta64(1, "s"), object()], ids=repr
 )
 def test_elements_that_are_no_numbers(number):
     with pytest.raises(BadRequest, match=rf"^x\[1\] is a {type(number).__name__}; it is a number\.$") as caught:
