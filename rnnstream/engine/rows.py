@@ -219,8 +219,7 @@ class Rows:
     def rehearse(self) -> None:
         """A real step that no session sees: it raises what a step would raise. Runs under `one_thread`."""
         source = self.model.input
-        token = 0 if source.kind == "token" else np.zeros(source.size, np.float32)
-        _, features = self.model.advance(self.model.initial_state()[np.newaxis], source.batch([token]))
+        _, features = self.model.advance(self.model.initial_state()[np.newaxis], source.batch([source.sample()]))
         self.model.head(features)
 
     def unknown(self, session: str) -> UnknownSession:

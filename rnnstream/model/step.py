@@ -55,6 +55,10 @@ class Input:
         """
         return self._id(x) if self.kind == "token" else self._vector(x)
 
+    def sample(self) -> Any:
+        """Some checked token, for a step that is only tried: id 0, or zeros."""
+        return 0 if self.kind == "token" else np.zeros(self.size, np.float32)
+
     def batch(self, tokens: Sequence[Any]) -> Array:  # -> [B] int or [B, size] float32
         """Checked tokens as the batch that `advance` takes."""
         return np.array(tokens, np.intp) if self.kind == "token" else np.stack(tokens)
@@ -243,9 +247,8 @@ def try_out(model: Any, where: str) -> None:
     try:
         a = model.initial_state()
         hold("initial_state", a, (model.state_size,))
-        token = 0 if model.input.kind == "token" else np.zeros(model.input.size, np.float32)
         with one_thread():
-            states, features = model.advance(np.stack([a, a]), model.input.batch([token, token]))
+            states, features = model.advance(np.stack([a, a]), model.input.batch([model.input.sample()] * 2))
             hold("advance", states, (2, model.state_size))
             hold("head", model.head(features), (2, model.output.size))
     except ModelError:

@@ -10,7 +10,7 @@ import msgpack
 from rnnstream.errors import ProtocolError, RequestError
 
 # A step's ordinary reply {"session": ..., "t": ..., "y": ..., "p": ...[, "label": ...]} is put together from a head kept for
-# the session, one `struct.pack`, and the label's bytes kept for each id: 94 ns, where packing a map takes 265. Its
+# the session, one `struct.pack`, and the label's bytes kept for each id: 170 ns, where packing a map takes 520. Its
 # integers have a fixed width for that reason.
 _TAIL = struct.Struct(">I3sI3sd")
 _Y = b"\xa1y\xce"  # "y", uint 32
@@ -39,6 +39,9 @@ def step_replies(heads: list[bytes], ts: list[int], ys: list[int], ps: list[floa
         ys: ids of the most likely next tokens.
         ps: their probabilities.
         labels: a `step_label` for each id of the vocabulary, where there is one.
+
+    Raises:
+        struct.error: a t beyond `STEP_T`.
     """
     pack, y_key, p_key = _TAIL.pack, _Y, _P
     if labels is None:

@@ -19,8 +19,6 @@ from rnnstream.wire.requests import Request
 log = logging.getLogger("rnnstream.worker")
 
 SCAN = 10_000  # rows that `sessions` requests look through in one turn, so that they hold nobody up: about 1 ms
-
-
 ERROR_BYTES = 1000  # of an error, or an ordinary reply without its label: names, values and ids in them are bounded
 SPARE_BYTES = ERROR_BYTES - 350  # of that, what an ordinary reply leaves for more numbers
 
@@ -40,7 +38,7 @@ class Answers:
 
     Args:
         engine: the sessions.
-        worker: id of this run.
+        worker: id of the worker.
         version: of the package.
         limits: what `hello` tells of.
     """

@@ -33,7 +33,7 @@ class Core:
 
     Args:
         engine: the sessions.
-        worker: id of this run, for `hello` and `ping`.
+        worker: id of the worker, for `hello` and `ping`.
         version: of the package, for `hello`.
         limits: what is accepted.
     """

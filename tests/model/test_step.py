@@ -117,7 +117,9 @@ def test_bytes_and_arrays_that_are_not_finite():
 
 
 @pytest.mark.parametrize(
-    "number", [True, np.True_, None, "1", b"1", 1j, np.complex64(1), [1], np.array([1]), np.timedelta64(1, "s"), object()], ids=repr
+    "number",
+    [True, np.True_, None, "1", b"1", 1j, np.complex64(1), [1], np.array([1]), np.timedelta64(1, "s"), object()],
+    ids=repr,
 )
 def test_elements_that_are_no_numbers(number):
     with pytest.raises(BadRequest, match=rf"^x\[1\] is a {type(number).__name__}; it is a number\.$") as caught:
