@@ -7,16 +7,21 @@
     │   ├── BadMessage     bad_message      the body is not MessagePack maps
     │   ├── BadRequest     bad_request      an unknown op or key, a wrong type, a key missing      .field
     │   ├── BadToken       bad_token        a token that this model cannot take                     .field
-    │   ├── UnknownSession unknown_session  no such session: never, closed                          .why
-    │   ├── Conflict       conflict         the precondition `t` does not hold                      .field .t
+    │   ├── UnknownSession unknown_session  no such session: never, closed, expired                 .why
+    │   ├── Exists         exists           open or fork onto a session that is open
+    │   ├── Gap            gap              a number beyond the next one                            .expected
+    │   ├── Stale          stale            the number counted, its reply is no longer kept         .last
+    │   ├── Conflict       conflict         `t` does not hold, or the number was another request's  .field .t
     │   ├── NotFinite      not_finite       the token would make the state NaN or infinite
     │   ├── Busy           busy             the session has too many requests waiting               .retry_after_ms
-    │   ├── Full           full             no room for another session
+    │   ├── Full           full             no room for another session, or another producer in it
+    │   ├── BadState       bad_state        a snapshot that is damaged, or of another model
     │   ├── TooLarge       too_large        the reply would be over the limit                       .limit
     │   └── Internal       internal         a bug in the worker
     ├── ConnectionFailed                the transport: what a client raises by itself
     │   ├── NoReply                         nothing came back in time (also a TimeoutError)
     │   └── ProtocolError                   what came back is not this protocol
+    ├── SessionLost                         the worker no longer has the session that this client was feeding
     └── ModelError                      the model file or specification cannot be used (also a ValueError)
 
 A request that gets a `RequestError` has changed nothing. The same classes serve on both sides: the engine raises them, the
@@ -93,13 +98,31 @@ class BadToken(RequestError):
 
 
 class UnknownSession(RequestError):
-    """No such session; `why` is "never" or "closed"."""
+    """No such session; `why` is "never", "closed" or "expired"."""
 
     code = "unknown_session"
 
 
+class Exists(RequestError):
+    """A session of this name is open already."""
+
+    code = "exists"
+
+
+class Gap(RequestError):
+    """The number is beyond the next one of its producer in this session, which is `expected`."""
+
+    code = "gap"
+
+
+class Stale(RequestError):
+    """The number counted, but its reply is no longer kept; `last` is the last number that counted."""
+
+    code = "stale"
+
+
 class Conflict(RequestError):
-    """A precondition does not hold; `field` names it, `t` is the session's step count."""
+    """`field` "t": the precondition does not hold. "n": the number was another request's. `t`: the session's step count."""
 
     code = "conflict"
 
@@ -117,9 +140,15 @@ class Busy(RequestError):
 
 
 class Full(RequestError):
-    """There is no room for another session."""
+    """There is no room for another session, or for another producer in this one."""
 
     code = "full"
+
+
+class BadState(RequestError):
+    """The snapshot is damaged, of another format, or of another model; nothing was changed."""
+
+    code = "bad_state"
 
 
 class TooLarge(RequestError):
@@ -144,6 +173,14 @@ class NoReply(ConnectionFailed, TimeoutError):
 
 class ProtocolError(ConnectionFailed):
     """What came back is not this protocol: another service, or a version that this client does not speak."""
+
+
+class SessionLost(RnnstreamError):
+    """The worker no longer has the session that this client was feeding: it was restarted, or has forgotten it.
+
+    What was streamed is gone; `reset` starts over, `restore` goes on from a snapshot. A client that simply sends the next token
+    begins a new session with it.
+    """
 
 
 class ModelError(RnnstreamError, ValueError):

@@ -27,7 +27,9 @@ log = logging.getLogger("rnnstream")
 @click.option(
     "--max-sessions", type=click.IntRange(1), default=MAX_SESSIONS, show_default=True, help="Most sessions at a time."
 )
-def serve(model: str | None, bind: tuple[str, ...], max_sessions: int) -> None:
+@click.option("--idle-timeout", type=click.FloatRange(0, min_open=True), help="Seconds after which an idle session expires.")
+@click.option("--explicit-open", is_flag=True, help="Refuse tokens to names that were never open; open and reset open them.")
+def serve(model: str | None, bind: tuple[str, ...], max_sessions: int, idle_timeout: float | None, explicit_open: bool) -> None:
     """Serve MODEL until SIGTERM or Ctrl-C.
 
     MODEL is a model file, or module:attribute for a Python object with the step-model interface; absent, the model that ships
@@ -35,7 +37,7 @@ def serve(model: str | None, bind: tuple[str, ...], max_sessions: int) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     network = load_model(model)
-    worker = Worker(network, bind=bind, max_sessions=max_sessions)
+    worker = Worker(network, bind=bind, max_sessions=max_sessions, explicit_open=explicit_open, idle_timeout_s=idle_timeout)
 
     def ready() -> None:
         stop_on_signals(worker)  # not before there is a loop that can be stopped

@@ -1,18 +1,21 @@
-"""`rnnstream session`: look at the sessions of a worker, and end or restart them."""
+"""`rnnstream session`: look at the sessions of a worker, copy and save them, end or restart them."""
 
 from __future__ import annotations
+
+from typing import IO
 
 import click
 
 from rnnstream.cli import options, out
 from rnnstream.client import Client
+from rnnstream.errors import Exists
 
 named = click.argument("name", callback=options.session_name)
 
 
 @click.group()
 def session() -> None:
-    """Look at a worker's sessions; reset or close them."""
+    """Look at a worker's sessions; copy, save, restore, reset or close them."""
 
 
 @session.command()
@@ -50,6 +53,52 @@ def close(name: str, connect: str, as_json: bool) -> None:
     with Client(connect) as client:
         client.session(name).close()
     click.echo(out.json_line({"session": name, "closed": True}) if as_json else f"{out.name(name)} is closed")
+
+
+@session.command()
+@named
+@click.argument("to", callback=options.session_name)
+@options.connect
+@options.as_json
+def fork(name: str, to: str, connect: str, as_json: bool) -> None:
+    """Copy the session NAME to the name TO, which must not be open; each then goes its own way."""
+    with Client(connect) as client:
+        t = client.session(name).fork(to).info()["t"]
+    told = {"session": name, "to": to, "t": t}
+    click.echo(out.json_line(told) if as_json else f"{out.name(to)} is a copy of {out.name(name)}, at t={t}")
+
+
+@session.command()
+@named
+@click.argument("file", type=click.Path(dir_okay=False, writable=True, allow_dash=True))
+@options.connect
+@options.as_json
+def snapshot(name: str, file: str, connect: str, as_json: bool) -> None:
+    """Save the state of the session NAME to FILE (- for stdout); the session goes on."""
+    with Client(connect) as client:
+        state = client.session(name).snapshot()
+    with click.open_file(file, "wb", atomic=file != "-") as opened:
+        opened.write(state)
+    told = {"session": name, "bytes": len(state)}
+    click.echo(out.json_line(told) if as_json else f"{out.name(name)} is saved: {len(state):,} bytes", err=file == "-")
+
+
+@session.command()
+@named
+@click.argument("file", type=click.File("rb"))
+@options.connect
+@options.as_json
+def restore(name: str, file: IO[bytes], connect: str, as_json: bool) -> None:
+    """Put what snapshot has saved in FILE (- for stdin) into the session NAME, which is opened if it is not open."""
+    state = file.read()
+    with Client(connect) as client:
+        target = client.session(name)
+        try:
+            target.open(state)
+        except Exists:
+            target.restore(state)
+        t = target.info()["t"]
+    click.echo(out.json_line({"session": name, "t": t}) if as_json else f"{out.name(name)} is at t={t}")
 
 
 @session.command("list")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from itertools import islice
 from typing import Any, TypeVar
@@ -21,20 +22,20 @@ Take = Callable[[int], Awaitable[list[Any]]]
 class AsyncClient:
     """A connection to a worker, shared by any number of tasks of one event loop; for the rest see `Client`.
 
-    The first operation connects, and ties the client to the running loop. A task that is cancelled while it waits
-    leaves the others alone; whether its request was applied is not known. When one message gets no reply in time, the
-    connection is made anew, and all that are in flight over it get `NoReply`.
+    The first operation connects, and ties the client to the running loop. The requests of one session count in the order in
+    which its tasks make them. A task that is cancelled while it waits leaves the others alone; its request, where it was
+    sent, may still count.
 
     Args:
         address: a ZeroMQ endpoint, such as "tcp://127.0.0.1:5555".
-        timeout_s: how long each message is waited for before `NoReply`, in seconds above 0.
+        timeout_s: how long each message is waited for, with all its repetitions, in seconds above 0.
 
     Raises:
         ValueError: the timeout is not above 0.
     """
 
     def __init__(self, address: str, timeout_s: float = 10.0) -> None:
-        self._core = Core(address, timeout_s)
+        self._core = Core(address, timeout_s, secrets.token_urlsafe(16))
         self._link = Link(address)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiters: dict[int, asyncio.Future[None]] = {}  # by id of the call
@@ -53,15 +54,17 @@ class AsyncClient:
         """Have the worker make a step on a scratch row, and answer."""
         return await self._ask(self._core.ping())
 
+    async def stats(self) -> dict[str, Any]:
+        """The worker's counters, as docs/protocol.md lists them."""
+        return await self._ask(self._core.stats())
+
     def sessions(self, prefix: str = "") -> AsyncIterator[str]:
         """The names of the sessions that begin with `prefix`, in no given order; asked for a page at a time."""
         return self._follow(Pages(self._core, prefix), _taker(()))
 
     async def close(self) -> None:
         """Close the connection; tasks that still wait get `ConnectionFailed`. Can be called again."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._stop()
         self._wake(self._core.close())
         self._drop()
         self._link.close()
@@ -103,22 +106,34 @@ class AsyncClient:
             self._core.give_up(call)
 
     def _send(self) -> asyncio.AbstractEventLoop:
-        core, link, loop = self._core, self._link, asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         if self._loop is not None and loop is not self._loop:
             raise RuntimeError("This client belongs to another event loop; make one in each.")
         self._loop = loop
         self._open()
-        if core.overdue(loop.time()):  # replies that nobody came for, or a loop that was held up
+        if self._core.overdue(loop.time()):  # replies that nobody came for, or a loop that was held up
             self._expire()
-            self._open()
+        self._flush()
+        return loop
+
+    def _flush(self) -> None:
+        """Send what there is to send, and see to it that whatever follows is noticed."""
+        assert self._loop is not None
+        core, link, loop = self._core, self._link, self._loop
+        self._open()
         for body in core.outgoing(loop.time()):
             link.send(body)
         if link.readable():
             loop.call_soon(self._receive)
         deadline = core.deadline()
-        if self._timer is None and deadline is not None:
+        if deadline is not None and (self._timer is None or deadline < self._timer.when()):
+            self._stop()
             self._timer = loop.call_at(deadline, self._on_timer)
-        return loop
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _open(self) -> None:
         assert self._loop is not None
@@ -133,24 +148,30 @@ class AsyncClient:
         self._link.drop()
 
     def _receive(self) -> None:
-        """Take in all that has come; the descriptor signals only once for it."""
+        """Take in all that has come, for the descriptor signals only once for it, and send what that calls for."""
+        if self._drain():
+            self._flush()
+
+    def _drain(self) -> bool:
+        """Take in all that has come; whether anything has."""
+        assert self._loop is not None
+        some = False
         while self._watched >= 0 and (body := self._link.receive(0.0)) is not None:
-            self._wake(self._core.received(body))
+            self._wake(self._core.received(body, self._loop.time()))
             self._renew()
+            some = True
+        return some
 
     def _expire(self) -> None:
         assert self._loop is not None
-        self._receive()  # what has come in time counts, even if the loop was held up
+        self._drain()  # what has come in time counts, even if the loop was held up
         self._wake(self._core.expire(self._loop.time()))
         self._renew()
 
     def _on_timer(self) -> None:
-        assert self._loop is not None
         self._timer = None
         self._expire()
-        deadline = self._core.deadline()
-        if deadline is not None:
-            self._timer = self._loop.call_at(deadline, self._on_timer)
+        self._flush()
 
     def _renew(self) -> None:
         if self._core.take_renewal():
@@ -210,9 +231,30 @@ class AsyncSession:
         """Its t, age, idle time and more; see `Session.info`."""
         return await self._client._ask(self._core.info(self.name))
 
+    async def peek(self, xs: Iterable[Token], *, want: str | int = "argmax", surprisal: bool = False) -> list[Prediction]:
+        """The predictions as if these tokens came next; the session does not move; see `Session.peek`."""
+        return await self._client._ask(self._core.peek(self.name, xs, want, surprisal))
+
+    async def open(self, state: bytes | None = None, *, t: int | None = None) -> None:
+        """Create it, at its initial state or from a snapshot; see `Session.open`."""
+        await self._client._ask(self._core.change("open", self.name, t, state=state))
+
     async def reset(self, *, t: int | None = None) -> None:
         """Put it at its initial state, step 0; creates it where there is none; see `Session.reset`."""
         await self._client._ask(self._core.change("reset", self.name, t))
+
+    async def fork(self, to: str, *, t: int | None = None) -> AsyncSession:
+        """Copy it to a new name, and return the copy; see `Session.fork`."""
+        await self._client._ask(self._core.fork(self.name, to, t))
+        return self._client.session(to)
+
+    async def snapshot(self) -> bytes:
+        """Its state as bytes; see `Session.snapshot`."""
+        return await self._client._ask(self._core.snapshot(self.name))
+
+    async def restore(self, state: bytes, *, t: int | None = None) -> None:
+        """Put it, which is open, into the state of a snapshot; see `Session.restore`."""
+        await self._client._ask(self._core.change("restore", self.name, t, state=state))
 
     async def close(self, *, t: int | None = None) -> None:
         """Forget its state; see `Session.close`."""

@@ -18,8 +18,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from rnnstream.client.call import Call
+from rnnstream.client.call import Call, Chain
 from rnnstream.client.core import Core, step_keys
+from rnnstream.client.delivery import UNSETTLED
 from rnnstream.client.token import read_prediction, wire_token
 from rnnstream.errors import BadToken, ProtocolError, RequestError
 from rnnstream.prediction import Prediction
@@ -77,7 +78,8 @@ class Stream(_Calls[Prediction]):
 
     A sequence is pipelined: at most `window` tokens sent and not yet handed on, in bodies of up to `BODY`, sized by
     the limits in the worker's `hello`, which is asked for first where it is not known. A live source goes token by
-    token, each in a body of its own, and what has come back is handed on before the next one is taken.
+    token, each in a body of its own, and what has come back is handed on before the next one is taken. Behind a token
+    that is refused none counts, also if it was sent.
 
     Args:
         core: of the client.
@@ -116,6 +118,7 @@ class Stream(_Calls[Prediction]):
         self._live = live
         self._window = window or (1 if live else WINDOW)
         self._body = 1 if live else 0  # tokens a body; 0: not known before hello
+        self._chain = Chain()  # none of the tokens behind one that was refused counts
         self._in_flight = 0  # tokens
         self._ended = False
         self._failure: BadToken | None = None
@@ -133,7 +136,8 @@ class Stream(_Calls[Prediction]):
     def _size(self, hello: dict[str, Any]) -> None:
         try:
             limits = hello["limits"]
-            self._window = max(1, min(self._window, limits["waiting"]))
+            kept = limits.get("replies") or UNSETTLED
+            self._window = max(1, min(self._window, limits["waiting"], kept))
             request = _request_bytes(self._session, hello["model"])
             last = _reply_bytes(self._session, self._want, hello["model"])
             reply = _reply_bytes(self._session, self._earlier.get("want", self._want), hello["model"])
@@ -147,7 +151,7 @@ class Stream(_Calls[Prediction]):
                     1 + (limits["reply_bytes"] // _SHARE - last) // reply,
                 ),
             )
-        except (KeyError, TypeError) as problem:
+        except (KeyError, TypeError, AttributeError) as problem:
             raise ProtocolError(
                 f"{self._core.address} says hello without its limits or its model ({problem!r:.120})."
             ) from None
@@ -173,7 +177,7 @@ class Stream(_Calls[Prediction]):
                 maps[-1] = {**self._request, "x": maps[-1]["x"]}
         if maps:
             self._in_flight += len(maps)
-            self._calls.append(self._core.ask(maps, read_prediction))
+            self._calls.append(self._core.ask(maps, read_prediction, self._chain))
 
     def waiting(self) -> Call[Any] | None:
         """See `Plan`."""
@@ -193,15 +197,16 @@ class Stream(_Calls[Prediction]):
             call.result()  # hello
             return
         self._in_flight -= len(call.requests)
+        silent = self._only_last and bool(self._calls or not self._ended)
+        last = len(call.requests) - 1
+        for place, reply in enumerate(call.replies):
+            hand_on = not self._only_last or (place == last and not silent)
+            if "error" in reply and (hand_on or reply["error"] != "stale"):  # a stale one counted, and nobody asks what it said
+                raise RequestError.from_reply(reply)
+            if hand_on:
+                yield read_prediction(reply)
         if call.error is not None:
             raise call.error
-        silent = self._only_last and bool(self._calls or not self._ended)
-        last = call.replies[-1] if self._only_last else None
-        for reply in call.replies:
-            if "error" in reply:
-                raise RequestError.from_reply(reply)
-            if not silent and (last is None or reply is last):
-                yield read_prediction(reply)
 
 
 class Pages(_Calls[str]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
@@ -20,24 +21,33 @@ T = TypeVar("T")
 class Client:
     """A connection to a worker, for one thread of one process at a time.
 
-    The first operation connects; nobody has to be there before. A worker that goes and comes back is connected to
-    again. Close it at the end, or use it in a `with` statement.
+    The first operation connects; nobody has to be there before. Close it at the end, or use it in a `with` statement.
 
-    Every operation raises `RequestError` (by its code one of its subclasses) where the worker refuses, with the
-    session as it was, and else `ConnectionFailed`: `NoReply` when no answer came, in which case it is not known
-    whether the request was applied, or `ProtocolError` for something that is no rnnstream worker. The client can be
-    used after each of them.
+    Whatever changes a session is numbered, so that it counts once, however often it is sent. What is lost with a
+    connection, or comes when a session has too much to do, is sent again, and takes time only.
+
+    Every operation raises one of these, and the client can be used after each of them:
+
+    * `RequestError` (by its code one of its subclasses): the worker refuses, and the session is as it was. The exception
+      is `Stale`: the request counted, but the worker no longer keeps its reply. `Busy` comes only when the worker was
+      busy for the whole timeout.
+    * `NoReply`: no answer came in time. The client has stopped sending the request; what is on its way may still count.
+      `Session.info` tells the session's t.
+    * `SessionLost`: the worker has no session any more that this client has fed, or none that it knows to be the same; it
+      was restarted without a store, for instance. The request has not counted, unless the message says that it opened
+      the session anew. The client can go on: with `Session.reset`, `open`, or simply a token.
+    * `ProtocolError`: what answers is no rnnstream worker.
 
     Args:
         address: a ZeroMQ endpoint, such as "tcp://127.0.0.1:5555".
-        timeout_s: how long each message is waited for before `NoReply`, in seconds above 0.
+        timeout_s: how long each message is waited for, with all its repetitions, in seconds above 0.
 
     Raises:
         ValueError: the timeout is not above 0.
     """
 
     def __init__(self, address: str, timeout_s: float = 10.0) -> None:
-        self._core = Core(address, timeout_s)
+        self._core = Core(address, timeout_s, secrets.token_urlsafe(16))
         self._link = Link(address)
         self._alone = Alone()
 
@@ -52,6 +62,10 @@ class Client:
     def ping(self) -> dict[str, Any]:
         """Have the worker make a step on a scratch row, and answer."""
         return self._ask(self._core.ping())
+
+    def stats(self) -> dict[str, Any]:
+        """The worker's counters, as docs/protocol.md lists them."""
+        return self._ask(self._core.stats())
 
     def sessions(self, prefix: str = "") -> Iterator[str]:
         """The names of the sessions that begin with `prefix`, in no given order; asked for a page at a time."""
@@ -95,8 +109,8 @@ class Client:
             with self._alone:
                 self._send()
                 while not call.done:
-                    body = link.receive((core.deadline() or 0.0) - time.monotonic())
-                    self._take(body)
+                    self._take(link.receive((core.deadline() or 0.0) - time.monotonic()))
+                    self._send()
         finally:
             core.give_up(call)
 
@@ -112,7 +126,7 @@ class Client:
     def _take(self, body: bytes | None) -> None:
         core = self._core
         if body is not None:
-            core.received(body)
+            core.received(body, time.monotonic())
         else:
             core.expire(time.monotonic())
         if core.take_renewal():
@@ -145,8 +159,9 @@ class Session:
 
         Raises:
             BadToken: this cannot be a token; nothing was sent, or the worker refused it.
-            RequestError: the worker refused; the session is as it was.
-            NoReply: whether the token counted is not known; `info` tells the session's t.
+            RequestError: the worker refused; the session is as it was. `Stale`: the token counted, its reply is gone.
+            NoReply: the token is not sent any more, and may still count; `info` tells the session's t.
+            SessionLost: the worker no longer has the session that this client was feeding; see `Client`.
         """
         return self._client._ask(self._core.step(self.name, x, want, surprisal, t))
 
@@ -160,10 +175,10 @@ class Session:
         token: the next one is taken when the prediction of the one before has been handed on, unless `window` allows
         more.
 
-        On an error, the predictions before it come first; then it is raised, and the stream is over. Of the tokens in
-        flight behind it some may have been applied: `info` tells the session's t. The same holds for a generator that
-        is left in the middle, up to `window` tokens on; the client can be used at once. With window 1 nothing is ever
-        behind.
+        On an error, the predictions before it come first; then it is raised, and the stream is over. None of the tokens
+        behind one that the worker refused counts, sent or not. Behind any other error, and behind the place where a
+        generator is left in the middle, up to `window` tokens may be on their way and count: `info` tells the session's
+        t. The client can be used at once. With window 1 nothing is ever behind.
 
         Args:
             tokens: each as in `step`.
@@ -174,7 +189,8 @@ class Session:
         Raises:
             ValueError: at once, for a window below 1.
             RequestError: as in `step`, at the place of its token.
-            NoReply: whether the tokens in flight counted is not known.
+            NoReply: the tokens in flight are not sent any more, and may still count.
+            SessionLost: as in `step`, at the place of its token.
         """
         live = not is_sequence(tokens)
         plan = Stream(self._core, self.name, want=want, surprisal=surprisal, live=live, window=window)
@@ -193,8 +209,9 @@ class Session:
 
         Raises:
             ValueError: there is no token.
-            RequestError: the first that came; tokens behind it may have been applied, see `stream`.
-            NoReply: how many of the tokens counted is not known.
+            RequestError: the first that came; no token behind it counts. `Stale` only where the last token's reply is gone.
+            NoReply: how many of the tokens counted is not known; as in `stream`.
+            SessionLost: as in `step`.
         """
         plan = Stream(self._core, self.name, want=want, surprisal=surprisal, live=False, only_last=True)
         [last] = self._client._follow(plan, tokens)
@@ -204,6 +221,36 @@ class Session:
         """Its t, age, idle time and more, as docs/protocol.md lists them; `UnknownSession` where there is none."""
         return self._client._ask(self._core.info(self.name))
 
+    def peek(self, xs: Iterable[Token], *, want: str | int = "argmax", surprisal: bool = False) -> list[Prediction]:
+        """What the network would say after each of these tokens if they came next; the session does not move.
+
+        Args:
+            xs: 1 to 512 tokens, each as in `step`.
+            want: as in `step`.
+            surprisal: as in `step`.
+
+        Returns:
+            A prediction for each token; their t are the session's t + 1, + 2, ...
+
+        Raises:
+            BadToken: one of them cannot be a token.
+            UnknownSession: there is no such session.
+        """
+        return self._client._ask(self._core.peek(self.name, xs, want, surprisal))
+
+    def open(self, state: bytes | None = None, *, t: int | None = None) -> None:
+        """Create it, at its initial state or from a snapshot.
+
+        Args:
+            state: what `snapshot` gave, of any session of the same model; None: the initial state, step 0.
+            t: as in `reset`.
+
+        Raises:
+            Exists: it is open already.
+            BadState: the snapshot is damaged, or of another model.
+        """
+        self._client._ask(self._core.change("open", self.name, t, state=state))
+
     def reset(self, *, t: int | None = None) -> None:
         """Put it at its initial state, step 0; creates it where there is none.
 
@@ -212,8 +259,42 @@ class Session:
         """
         self._client._ask(self._core.change("reset", self.name, t))
 
+    def fork(self, to: str, *, t: int | None = None) -> Session:
+        """Copy it, as it is now, to a new name; the two then go their own ways.
+
+        Args:
+            to: the name of the copy.
+            t: as in `reset`.
+
+        Returns:
+            The copy.
+
+        Raises:
+            Exists: a session of that name is open.
+            UnknownSession: there is no session to copy.
+        """
+        self._client._ask(self._core.fork(self.name, to, t))
+        return self._client.session(to)
+
+    def snapshot(self) -> bytes:
+        """Its state as bytes, for `open` and `restore`; raises `UnknownSession` where there is none."""
+        return self._client._ask(self._core.snapshot(self.name))
+
+    def restore(self, state: bytes, *, t: int | None = None) -> None:
+        """Put it, which is open, into the state and step count of a snapshot; changes nothing where that fails.
+
+        Args:
+            state: what `snapshot` gave, of any session of the same model.
+            t: as in `reset`.
+
+        Raises:
+            BadState: the snapshot is damaged, or of another model.
+            UnknownSession: there is no such session; see `open`.
+        """
+        self._client._ask(self._core.change("restore", self.name, t, state=state))
+
     def close(self, *, t: int | None = None) -> None:
-        """Forget its state. The name stays taken for a while: steps get `UnknownSession` until a `reset`.
+        """Forget its state. The name stays taken for a while: steps get `UnknownSession` until a `reset` or `open`.
 
         Args:
             t: as in `reset`.

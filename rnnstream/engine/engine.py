@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from rnnstream.engine.rows import Rows
+from rnnstream.engine.numbering import Numbering
+from rnnstream.engine.table import Table
+from rnnstream.engine.turns import Turns
 from rnnstream.model.blas import one_thread
 from rnnstream.model.step import StepModel
 from rnnstream.prediction import Prediction
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 MAX_SESSIONS = 1_000_000  # 4 GB at 1,000 numbers a state; a worker for larger ones gets a smaller --max-sessions
 
 
-class Engine(Rows):
+class Engine(Turns):
     """A model and its sessions.
 
     Args:
         model: anything with the step-model interface.
         max_sessions: most sessions at a time.
+        explicit_open: a step to a name that was never open is refused; `open` and `reset` open it.
+        idle_timeout_s: seconds after which `expire` closes a session that has not moved; None: never.
+        numbering: bounds of what is remembered of numbered producers.
     """
 
-    def __init__(self, model: StepModel, *, max_sessions: int = MAX_SESSIONS) -> None:
-        super().__init__(model, max_sessions=max_sessions)
+    def __init__(
+        self,
+        model: StepModel,
+        *,
+        max_sessions: int = MAX_SESSIONS,
+        explicit_open: bool = False,
+        idle_timeout_s: float | None = None,
+        numbering: Numbering | None = None,
+    ) -> None:
+        table = Table(model.initial_state(), max_sessions=max_sessions, numbering=numbering or Numbering())
+        super().__init__(model, table, explicit_open=explicit_open, idle_timeout_s=idle_timeout_s)
 
     def step(
         self,
@@ -59,8 +74,8 @@ class Engine(Rows):
         stopped: set[int] = set()
         try:
             for name, _ in pairs:
+                self.known(name)
                 rows.append(self.table.take(name))
-                self.known(rows[-1])
             with one_thread():
                 for wave in _waves(rows):
                     places = [place for place in wave if rows[place] not in stopped]
@@ -72,7 +87,7 @@ class Engine(Rows):
                         if prediction is None:
                             stopped.add(rows[place])
             if stopped:
-                raise self.not_finite(min(stopped))
+                raise self.not_finite(next(row for row in rows if row in stopped))
         finally:
             for row in rows:
                 self.table.free(row)
@@ -99,13 +114,23 @@ class Engine(Rows):
                     self.table.withdraw(row)
         return found
 
+    def open(self, session: str, state: bytes | None = None, *, now: float = 0.0) -> int:
+        """Open a session at a<0>, or from a snapshot; its step count.
+
+        Raises:
+            Exists: it is open.
+            BadState: not a snapshot of this model.
+            Full: there is no room.
+        """
+        return self._with_row(session, lambda row: self.open_row(row, state, now))
+
     def reset(self, session: str, *, now: float = 0.0) -> None:
         """Put a session to a<0>, t = 0; it is opened if it is not open.
 
         Raises:
             Full: there is no room to open it.
         """
-        self.table.open(self.table.take(session), now)
+        self._with_row(session, lambda row: self.reset_row(row, now))
 
     def close(self, session: str) -> None:
         """Forget a session's state.
@@ -114,8 +139,53 @@ class Engine(Rows):
             UnknownSession: it is not open.
         """
         row = self._row(session)
-        self.table.close(row)
+        self.close_row(row)
         self.table.free(row)
+
+    def fork(self, session: str, to: str, *, now: float = 0.0) -> int:
+        """Copy a session to a name that is not open; the step count of both.
+
+        Raises:
+            UnknownSession: the session is not open.
+            Exists: a session of the new name is.
+            Full: there is no room.
+        """
+        return self.fork_row(self._row(session), self.table.take, to, now)
+
+    def peek(self, session: str, xs: Iterable[Any], *, want: str | int = "argmax", surprisal: bool = False) -> list[Prediction]:
+        """Predictions as if these tokens came next; the session does not move.
+
+        Raises:
+            BadToken, BadRequest: one of them is no token of this model, or the model cannot give what is wanted.
+            UnknownSession: the session is not open.
+            NotFinite: one of them would make the state NaN or infinite.
+        """
+        self.check_want(want, surprisal)
+        tokens = [self.model.input.token(x) for x in xs]
+        peek = self.peek_row(self._row(session), tokens, want, surprisal)
+        with one_thread():
+            while not peek.done:
+                self.foresee([peek])
+        if peek.spoiled:
+            raise self.spoiled(session, peek)
+        return peek.found
+
+    def snapshot(self, session: str) -> bytes:
+        """The session's state and step count as bytes, for `open` or `restore`, here or in another engine of the same model.
+
+        Raises:
+            UnknownSession: it is not open.
+        """
+        return self.snapshot_row(self._row(session))
+
+    def restore(self, session: str, state: bytes, *, now: float = 0.0) -> int:
+        """Put a snapshot into an open session; its step count.
+
+        Raises:
+            UnknownSession: it is not open.
+            BadState: the bytes are damaged, or of another model; nothing was changed.
+        """
+        return self.restore_row(self._row(session), state, now)
 
     def info(self, session: str, *, now: float = 0.0) -> dict[str, Any]:
         """t, age_s and idle_s (seconds), producers, and norm: the Euclidean norm of the state.
@@ -136,6 +206,14 @@ class Engine(Rows):
     def sessions(self) -> list[str]:
         """The names of all open sessions, in no given order."""
         return [name for name, row in self.table.rows.items() if self.table.live[row]]
+
+    def _with_row(self, session: str, do: Callable[[int], T]) -> T:
+        """Do something with a row of this name, which is given back where the name is not open afterwards."""
+        row = self.table.take(session)
+        try:
+            return do(row)
+        finally:
+            self.table.free(row)
 
     def _row(self, session: str) -> int:
         row = self.table.rows.get(session)

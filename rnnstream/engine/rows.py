@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnstream.engine.table import Table
-from rnnstream.errors import BadRequest, Conflict, NotFinite, RequestError, UnknownSession
+from rnnstream.errors import BadRequest
 from rnnstream.model.outcomes import TOP, most_likely, surprisals, top
 from rnnstream.model.step import StepModel
 from rnnstream.prediction import Prediction
@@ -50,17 +50,42 @@ class Moves:
         return Moves(self.rows[place:], self.ts[place:], self.states[place:], self.features[place:], good)
 
 
+class Peek:
+    """Predictions for some tokens as if they came next in a session; it moves on a copy of the state.
+
+    Attributes:
+        state: [S] after the tokens so far.
+        t: step count after the tokens so far.
+        tokens: all of them, checked.
+        want, surprisal: as of a step.
+        found: the predictions so far.
+        spoiled: the next token would make the state NaN or infinite.
+    """
+
+    __slots__ = ("found", "spoiled", "state", "surprisal", "t", "tokens", "want")
+
+    def __init__(self, state: Array, t: int, tokens: list[Any], want: str | int, surprisal: bool) -> None:
+        self.state, self.t, self.tokens, self.want, self.surprisal = state, t, tokens, want, surprisal
+        self.found: list[Prediction] = []
+        self.spoiled = False
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to compute."""
+        return self.spoiled or len(self.found) == len(self.tokens)
+
+
 class Rows:
     """A model and the table of its sessions; what is asked of it is asked by row.
 
     Args:
         model: anything with the step-model interface.
-        max_sessions: most sessions at a time.
+        table: of sessions with states of this model.
     """
 
-    def __init__(self, model: StepModel, *, max_sessions: int) -> None:
+    def __init__(self, model: StepModel, table: Table) -> None:
         self.model = model
-        self.table = Table(model.initial_state(), max_sessions=max_sessions)
+        self.table = table
 
     def check_want(self, want: str | int, surprisal: bool) -> None:
         """Hold what a request wants against what the model can give.
@@ -82,35 +107,6 @@ class Rows:
         if surprisal and not self.model.surprisal:
             raise BadRequest("surprisal is true; this model does not predict its own next token.", field="surprisal")
 
-    def admit(self, row: int, t: int | None, now: float) -> bool:
-        """Judge a token's turn: existence, then `t` (numbering belongs before both). Opens a new session.
-
-        Returns:
-            Whether the session was opened by this.
-
-        Raises:
-            UnknownSession: it was closed.
-            Conflict: `t` is not its next step; a session never seen would have had step 1.
-        """
-        live = self.table.live[row]
-        self.known(row)
-        self.expect(row, t)
-        if not live:
-            self.table.open(row, now)
-        return not live
-
-    def expect(self, row: int, t: int | None) -> None:
-        """Hold a request's precondition: it is to be the session's step t. A session that is not open has had none.
-
-        Raises:
-            Conflict: the session's next step has another number.
-        """
-        if t is None:
-            return
-        at = int(self.table.t[row]) if self.table.live[row] else 0
-        if t != at + 1:
-            raise Conflict(f"{self.table.names[row]}: t is {t}, but its next step is {at + 1}.", field="t", t=at)
-
     def parts(self, rows: int) -> Iterator[slice]:
         """Slices of so many rows, for whose outputs there is room at a time: one, unless the outputs are many."""
         most = max(1, OUTPUT_BYTES // (self.model.output.size * self.model.dtype.itemsize))
@@ -119,17 +115,19 @@ class Rows:
 
     def compute(self, rows: Sequence[int], tokens: Sequence[Any]) -> Moves:
         """One token for each of these open rows, each row at most once; nothing is changed. Runs under `one_thread`."""
-        table = self.table
         index = np.array(rows, np.intp)
-        states, features = self.model.advance(table.states.take(index, axis=0), self.model.input.batch(tokens))
-        if states.shape != (len(index), self.model.state_size) or states.dtype != table.states.dtype:
+        return self._advance(index, self.table.states.take(index, axis=0), self.table.t.take(index), tokens)
+
+    def _advance(self, index: Array, before: Array, ts: Array, tokens: Sequence[Any]) -> Moves:
+        states, features = self.model.advance(before, self.model.input.batch(tokens))
+        if states.shape != before.shape or states.dtype != before.dtype:
             raise TypeError(f"advance gave states of shape {states.shape} and {states.dtype} for {len(index)} rows")
         good: Array | None = None
         # Not finite if any number is not (or if the sum overflows): a quick look for the usual case.
         if not math.isfinite(np.add.reduce(states, axis=None)):
             finite: Array = np.asarray(np.isfinite(states).all(axis=1))
             good = finite if not finite.all() else None
-        return Moves(index, table.t.take(index) + 1, states, features, good)
+        return Moves(index, ts + 1, states, features, good)
 
     def commit(self, moves: Moves, now: float) -> None:
         """Make the moves count: those whose state is finite."""
@@ -172,12 +170,36 @@ class Rows:
 
     def scores(self, rows: Sequence[int], tokens: Sequence[Any]) -> list[float]:
         """Surprisal of each token by the states as they are, in nats. Runs under `one_thread`."""
-        features = self.model.features(self.table.states.take(rows, axis=0))
+        return self._score(self.table.states.take(rows, axis=0), tokens)
+
+    def _score(self, states: Array, tokens: Sequence[Any]) -> list[float]:
+        features = self.model.features(states)
         assert features is not None  # `check_want` has seen to it
         ids, scores = np.array(tokens, np.intp), []
         for part in self.parts(len(ids)):
             scores += surprisals(self.model.head(features[part]), ids[part]).tolist()
         return scores
+
+    def foresee(self, peeks: Sequence[Peek]) -> None:
+        """The next token of each of these, their sessions staying as they are. Runs under `one_thread`.
+
+        A peek whose state would not be finite is done, and says so.
+        """
+        tokens = [peek.tokens[len(peek.found)] for peek in peeks]
+        before = np.stack([peek.state for peek in peeks])
+        moves = self._advance(np.arange(len(peeks)), before, np.array([peek.t for peek in peeks]), tokens)
+        predictions = self.predictions(moves, [peek.want for peek in peeks])
+        scored = [place for place, peek in enumerate(peeks) if peek.surprisal]
+        if scored:
+            scores = self._score(before[scored], [tokens[place] for place in scored])
+            for place, score in zip(scored, scores, strict=True):
+                predictions[place].surprisal = score
+        for place, (peek, prediction) in enumerate(zip(peeks, predictions, strict=True)):
+            if moves.good is not None and not moves.good[place]:
+                peek.spoiled = True
+                continue
+            peek.state, peek.t = moves.states[place].copy(), prediction.t
+            peek.found.append(prediction)
 
     def row_info(self, row: int, now: float) -> dict[str, Any]:
         """What `info` says of an open row."""
@@ -189,7 +211,7 @@ class Rows:
             "t": int(table.t[row]),
             "age_s": now - float(table.opened_at[row]),
             "idle_s": now - float(table.moved_at[row]),
-            "producers": {},
+            "producers": {producer: mine.last for producer, mine in (table.producers[row] or {}).items()},
             "norm": norm,
         }
 
@@ -221,30 +243,6 @@ class Rows:
         source = self.model.input
         _, features = self.model.advance(self.model.initial_state()[np.newaxis], source.batch([source.sample()]))
         self.model.head(features)
-
-    def unknown(self, session: str) -> UnknownSession:
-        """The error for a session that is not open: never, or closed."""
-        why = "closed" if self.table.was_closed(session) else "never"
-        told = "was closed; reset opens it again" if why == "closed" else "is not open, and not among the names closed of late"
-        return UnknownSession(f"The session {session} {told}.", why=why)
-
-    def not_finite(self, row: int) -> RequestError:
-        """The error for a token that would have spoiled the state of its row."""
-        return NotFinite(
-            f"{self.table.names[row]}: this token would make the state NaN or infinite; "
-            f"the session stays at t={int(self.table.t[row])}."
-        )
-
-    def known(self, row: int) -> None:
-        """Judge existence: a step opens a name that was never open, but not one that was closed.
-
-        Raises:
-            UnknownSession: it was closed.
-        """
-        name = self.table.names[row]
-        assert name is not None
-        if not self.table.live[row] and self.table.was_closed(name):
-            raise self.unknown(name)
 
     def check(self) -> None:
         """Assert what always holds between calls."""

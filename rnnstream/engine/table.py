@@ -1,7 +1,8 @@
 """The session table: which name has which row, and what is kept in the row.
 
 A row is a place in arrays that grow together. A name holds one from the first request that names it until it is neither open
-nor waited for. Rows are handed out again: nobody outside the engine may keep one past its last waiting request.
+nor waited for. Rows are handed out again: nobody outside the engine may keep one past its last waiting request, and a row is
+cleared when it is taken. What outlives the row, for as long as the name is remembered, is in its tombstone.
 
     S numbers of a state
 """
@@ -9,16 +10,31 @@ nor waited for. Rows are handed out again: nobody outside the engine may keep on
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from rnnstream.engine.numbering import Numbering, Producers
 from rnnstream.errors import Full
 
 Array = npt.NDArray[Any]
 
-CLOSED_NAMES = 100_000  # closed names that are remembered, so that their streams are not started over unnoticed: 15 to 35 MB
+TOMBSTONES = 100_000  # names remembered that were closed or expired, so that no stream starts over unnoticed: 15 to 35 MB
+SWEEP_S = 1e-7  # between two looks for idle sessions, for each row: looking takes a hundredth of that
+
+
+class Tombstone(NamedTuple):
+    """What is remembered of a name that is not open any more.
+
+    Attributes:
+        why: "closed" or "expired".
+        producers: their numbers go on where the name is opened again.
+    """
+
+    why: Literal["closed", "expired"]
+    producers: Producers | None
 
 
 class Table:
@@ -28,27 +44,33 @@ class Table:
         rows: the row of each name that is open or waited for.
         names: the name of each row, None for free ones.
         live: 1 for rows whose session is open.
+        producers: the numbered producers of each row, None where there were none.
         states: [rows, S]; a<t> of each open session.
         t: step count of each open session.
         opened_at, moved_at: seconds, on the clock that the caller keeps; of each open session.
+        tombstones: of names that were closed or expired and not opened since, the oldest first.
+        numbering: of all producers.
     """
 
-    def __init__(self, initial_state: Array, *, max_sessions: int) -> None:
+    def __init__(self, initial_state: Array, *, max_sessions: int, numbering: Numbering) -> None:
         self.max_sessions = max_sessions
+        self.numbering = numbering
         self._a0 = initial_state
         self.rows: dict[str, int] = {}
         self.names: list[str | None] = []
         self.live = bytearray()
+        self.producers: list[Producers | None] = []
         self.open_count = 0
         self._free: list[int] = []
-        self._closed: OrderedDict[str, None] = OrderedDict()
+        self.tombstones: OrderedDict[str, Tombstone] = OrderedDict()
         self.states = np.empty((0, len(initial_state)), initial_state.dtype)
         self.t = np.empty(0, np.int64)
         self.opened_at = np.empty(0)
         self.moved_at = np.empty(0)
+        self._sweep_at = 0.0  # no session can have been idle for too long before
 
     def take(self, name: str) -> int:
-        """The row of this name; a free one, not open, if it has none yet.
+        """The row of this name; a free one, cleared and not open, if it has none yet.
 
         Raises:
             Full: `max_sessions` names have rows.
@@ -62,29 +84,37 @@ class Table:
         if row == len(self.names):
             self.names.append(None)
             self.live.append(0)
+            self.producers.append(None)
             if row == len(self.t):
                 self._grow(max(64, 2 * row))
+        self.states[row] = self._a0
+        self.t[row] = 0
         self.names[row] = name
         self.rows[name] = row
+        tombstone = self.tombstones.get(name)
+        self.producers[row] = tombstone.producers if tombstone else None
         return row
 
     def free(self, row: int) -> None:
         """Give back the row of a name that is not open; an open one stays as it is."""
         name = self.names[row]
         if name is not None and not self.live[row]:
+            known = self.producers[row]
+            if known is not None and name not in self.tombstones:  # which has been pushed out meanwhile
+                self.numbering.forget(known)
             del self.rows[name]
-            self.names[row] = None
+            self.names[row] = self.producers[row] = None
             self._free.append(row)
 
-    def open(self, row: int, now: float) -> None:
-        """Start the session of this row at a<0>, t = 0; whatever was in the row is overwritten."""
+    def open(self, row: int, now: float, state: Array | None = None, t: int = 0) -> None:  # state: [S]
+        """Start the session of this row at a<0>, t = 0, or at this state and step count."""
         name = self.names[row]
         assert name is not None
-        self._closed.pop(name, None)
+        self.tombstones.pop(name, None)
         self.open_count += not self.live[row]
         self.live[row] = 1
-        self.states[row] = self._a0
-        self.t[row] = 0
+        self.states[row] = self._a0 if state is None else state
+        self.t[row] = t
         self.opened_at[row] = self.moved_at[row] = now
 
     def withdraw(self, row: int) -> None:
@@ -93,20 +123,55 @@ class Table:
         self.live[row] = 0
         self.open_count -= 1
 
-    def close(self, row: int) -> None:
-        """Forget the state of an open session; its name is remembered as closed, and keeps its row until `free`."""
+    def close(self, row: int, why: Literal["closed", "expired"] = "closed") -> None:
+        """Forget the state of an open session; its name gets a tombstone, and keeps its row until `free`."""
         name = self.names[row]
         assert name is not None
         assert self.live[row]
         self.live[row] = 0
+        self.states[row] = self._a0
+        self.t[row] = 0
         self.open_count -= 1
-        self._closed[name] = None
-        if len(self._closed) > CLOSED_NAMES:
-            self._closed.popitem(last=False)
+        self.tombstones[name] = Tombstone(why, self.producers[row])
+        if len(self.tombstones) > TOMBSTONES:
+            oldest, tombstone = self.tombstones.popitem(last=False)
+            if tombstone.producers is not None and oldest not in self.rows:
+                self.numbering.forget(tombstone.producers)
 
-    def was_closed(self, name: str) -> bool:
-        """Whether this name was closed and not opened since, as far back as `CLOSED_NAMES` go."""
-        return name in self._closed
+    def known(self, row: int) -> Producers:
+        """The numbered producers of this row's name, to be added to."""
+        known = self.producers[row]
+        if known is None:
+            known = self.producers[row] = {}
+            name = self.names[row]
+            assert name is not None
+            if name in self.tombstones:
+                self.tombstones[name] = Tombstone(self.tombstones[name].why, known)
+        return known
+
+    def expire(self, now: float, idle_s: float, waited_for: Callable[[int], bool]) -> list[str]:
+        """Close the sessions that have not moved for longer than `idle_s`; those that somebody waits for stay.
+
+        Called often, it looks at the rows seldom: when the first of them can be due, and not more often than `SWEEP_S` allows.
+
+        Returns:
+            Their names.
+        """
+        if now < self._sweep_at:
+            return []
+        rows = np.frombuffer(self.live, np.uint8).nonzero()[0]
+        moved_at = self.moved_at[rows]
+        idle = moved_at < now - idle_s
+        expired = []
+        for row in rows[idle].tolist():
+            if not waited_for(row):
+                expired.append(self.names[row] or "")
+                self.close(row, "expired")
+                self.free(row)
+        held = len(expired) < np.count_nonzero(idle)  # whoever is waited for is due as soon as that is over
+        first = now if held else float(moved_at[~idle].min(initial=now)) + idle_s
+        self._sweep_at = max(first, now + SWEEP_S * len(self.names))
+        return expired
 
     def _grow(self, capacity: int) -> None:
         for attribute in ("states", "t", "opened_at", "moved_at"):
@@ -125,9 +190,18 @@ class Table:
         assert live <= used
         assert len(live) == self.open_count
         assert len(self.rows) <= self.max_sessions
-        assert len(self.names) == len(self.live) <= len(self.t) == len(self.states)
-        assert not any(self.names[row] in self._closed for row in live)
+        assert len(self.names) == len(self.live) == len(self.producers) <= len(self.t) == len(self.states)
+        assert not any(self.names[row] in self.tombstones for row in live)
         rows = sorted(live)
         assert np.isfinite(self.states[rows]).all()
         assert (self.t[rows] >= 0).all()
         assert (self.opened_at[rows] <= self.moved_at[rows]).all()
+        assert all(self.producers[row] is None for row in self._free)
+        assert len(self.tombstones) <= TOMBSTONES
+        remembered = {id(known): known for known in self.producers if known is not None}
+        for name, tombstone in self.tombstones.items():
+            if name in self.rows:
+                assert self.producers[self.rows[name]] is tombstone.producers
+            elif tombstone.producers is not None:
+                remembered[id(tombstone.producers)] = tombstone.producers
+        self.numbering.check(list(remembered.values()))

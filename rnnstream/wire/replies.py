@@ -49,9 +49,14 @@ def step_replies(heads: list[bytes], ts: list[int], ys: list[int], ps: list[floa
     return [head + pack(t, y_key, y, p_key, p) + labels[y] for head, t, y, p in zip(heads, ts, ys, ps, strict=True)]
 
 
-def with_id(reply: bytes, number: int) -> bytes:
+def with_id(reply: bytes, id: str | int | bytes) -> bytes:
     """A reply of few keys, an error too, with an id behind them: one more entry in a map whose first byte counts them."""
-    return bytes((reply[0] + 1,)) + reply[1:] + b"\xa2id" + encode(number)
+    return bytes((reply[0] + 1,)) + reply[1:] + b"\xa2id" + encode(id)
+
+
+def with_again(reply: bytes) -> bytes:
+    """A kept reply, likewise, marked as one."""
+    return bytes((reply[0] + 1,)) + reply[1:] + b"\xa5again\xc3"
 
 
 def error_map(error: RequestError, **echo: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A body is one MessagePack map or several back to back. `OPS` is the whole table 
 
 from __future__ import annotations
 
+import hashlib
 import reprlib
 from dataclasses import dataclass
 from itertools import islice
@@ -13,20 +14,28 @@ from typing import Any
 import msgpack
 
 from rnnstream.errors import BadMessage, BadRequest
-from rnnstream.wire.limits import ID_BYTES, PAGE, SESSION_BYTES
+from rnnstream.wire.limits import ID_BYTES, PAGE, PEEK_TOKENS, PRODUCER_BYTES, SESSION_BYTES
 
 COMMON = ("op", "id")  # keys that every operation takes
+NUMBERING = ("t", "producer", "n", "ack")  # keys of the operations that change a session
 OPS: dict[str, tuple[str, ...]] = {  # the further keys of each; those with "session" name one and wait their turn in it
-    "step": ("session", "x", "want", "surprisal", "t"),
-    "reset": ("session", "t"),
-    "close": ("session", "t"),
+    "step": ("session", "x", "want", "surprisal", *NUMBERING),
+    "open": ("session", "state", *NUMBERING),
+    "reset": ("session", *NUMBERING),
+    "close": ("session", *NUMBERING),
+    "fork": ("session", "to", *NUMBERING),
+    "restore": ("session", "state", *NUMBERING),
+    "peek": ("session", "xs", "want", "surprisal"),
+    "snapshot": ("session",),
     "info": ("session",),
     "hello": (),
     "ping": (),
     "sessions": ("prefix", "after", "limit"),
+    "stats": (),
 }
 MOST_KEYS = 16  # of a map: no operation takes as many
-REQUIRED = ("session", "x")  # where an operation takes them at all
+REQUIRED = ("session", "x", "xs", "to", "state")  # where an operation takes them at all
+OPTIONAL = (("open", "state"),)  # but for these
 
 _pack = msgpack.Packer(autoreset=True).pack  # half the time of packb, which makes a packer each time
 _REPR = reprlib.Repr()  # of bounded length and depth
@@ -35,9 +44,9 @@ _REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 2, 60, 60, 60
 
 @dataclass(slots=True)
 class Request:
-    """One checked request. `x` is as it came: only the model knows which tokens it takes.
+    """One checked request. `x` and `xs` are as they came: only the model knows which tokens it takes.
 
-    Keys that were absent have their defaults; `id` and `t` are None then.
+    Keys that were absent have their defaults; `id`, `t`, `state`, `producer` and `ack` are None then.
     """
 
     op: str = "step"
@@ -46,10 +55,29 @@ class Request:
     want: str | int = "argmax"
     surprisal: bool = False
     t: int | None = None
+    producer: str | None = None
+    n: int = 0
+    ack: int | None = None
+    to: str = ""
+    state: bytes | None = None
+    xs: Any = None
     id: str | int | bytes | None = None
     prefix: str = ""
     after: int = 0
     limit: int = 100
+
+    def identity(self) -> Any:
+        """What makes a repeat the same request: its op and what it was given, small whatever its size.
+
+        `x` has to be resolved: an id, or an array.
+        """
+        if self.op == "step":
+            return self.x if type(self.x) is int else _fingerprint(self.x.tobytes())
+        return self.op, self.to, None if self.state is None else _fingerprint(self.state)
+
+
+def _fingerprint(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def encode(requests: list[dict[str, Any]]) -> bytes:
@@ -137,8 +165,11 @@ def parse(item: dict[Any, Any]) -> Request:
             raise BadRequest(f"{key} is {_show(value)}; {problem}.", field=key)
         setattr(request, key, value)
     for key in REQUIRED:
-        if key in takes and key not in item:
+        if key in takes and key not in item and (op, key) not in OPTIONAL:
             raise BadRequest(f"{op} needs the key {key!r}.", field=key)
+    numbering = [key for key in ("producer", "n", "ack") if key in item]
+    if numbering and numbering[:2] != ["producer", "n"]:
+        raise BadRequest(f"{op} has {numbering[0]}; producer and n come together, and ack only with them.", field=numbering[0])
     request.x = item.get("x")
     return request
 
@@ -157,8 +188,8 @@ def _problem(key: str, value: Any) -> str:
     """What the value of this key should have been, or "" if it is right."""
     whole = type(value) is int
     match key:
-        case "session" | "prefix":
-            least = 1 if key == "session" else 0
+        case "session" | "to" | "prefix":
+            least = 0 if key == "prefix" else 1
             if isinstance(value, str) and least <= _utf8_size(value) <= SESSION_BYTES:
                 return ""
             return f"it is a str of {least} to {SESSION_BYTES} bytes in UTF-8"
@@ -171,8 +202,20 @@ def _problem(key: str, value: Any) -> str:
             return "" if whole or isinstance(value, str) else "it is a str or an int"  # which of them, the model decides
         case "surprisal":
             return "" if isinstance(value, bool) else "it is true or false"
-        case "t" | "after":
+        case "t" | "after" | "ack":
             return "" if whole and value >= 0 else "it is an int, from 0"
+        case "n":
+            return "" if whole and value >= 1 else "it is an int, from 1"
+        case "producer":
+            if isinstance(value, str) and 1 <= _utf8_size(value) <= PRODUCER_BYTES:
+                return ""
+            return f"it is a str of 1 to {PRODUCER_BYTES} bytes in UTF-8"
+        case "state":
+            return "" if isinstance(value, bytes) else "it is bin, as snapshot gives it"
+        case "xs":
+            if isinstance(value, list) and 1 <= len(value) <= PEEK_TOKENS:
+                return ""
+            return f"it is a list of 1 to {PEEK_TOKENS} tokens"
         case _:  # limit
             return "" if whole and 1 <= value <= PAGE else f"it is an int from 1 to {PAGE}"
 

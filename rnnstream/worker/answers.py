@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from rnnstream.engine.engine import Engine
+from rnnstream.engine.rows import Peek
+from rnnstream.engine.snapshot import snapshot_bytes
 from rnnstream.errors import Internal, RequestError
 from rnnstream.model.step import StepModel
 from rnnstream.prediction import Prediction
 from rnnstream.wire import replies as wire
-from rnnstream.wire.limits import PROTOCOL, SESSION_BYTES, Limits
+from rnnstream.wire.limits import PRODUCER_BYTES, PROTOCOL, SESSION_BYTES, Limits
 from rnnstream.wire.requests import Request
+from rnnstream.worker.stats import Stats
 
 log = logging.getLogger("rnnstream.worker")
 
 SCAN = 10_000  # rows that `sessions` requests look through in one turn, so that they hold nobody up: about 1 ms
 ERROR_BYTES = 1000  # of an error, or an ordinary reply without its label: names, values and ids in them are bounded
+STATS_BYTES = 4000  # of counters and histograms
 SPARE_BYTES = ERROR_BYTES - 350  # of that, what an ordinary reply leaves for more numbers
 
 
@@ -38,19 +43,21 @@ class Answers:
 
     Args:
         engine: the sessions.
+        stats: what is counted.
         worker: id of the worker.
         version: of the package.
         limits: what `hello` tells of.
     """
 
-    def __init__(self, engine: Engine, *, worker: str, version: str, limits: Limits) -> None:
-        self.engine, self._worker = engine, worker
-        model = engine.model
+    def __init__(self, engine: Engine, stats: Stats, *, worker: str, version: str, limits: Limits) -> None:
+        self.engine, self.stats, self._worker = engine, stats, worker
+        model, numbering = engine.model, engine.table.numbering
         self._hello = {
             "protocol": PROTOCOL,
             "version": version,
             "worker": worker,
-            "limits": asdict(limits),
+            "limits": asdict(limits)
+            | {"replies": numbering.replies, "producers": numbering.producers, "producer_s": numbering.producer_s},
             "model": {
                 "name": model.name,
                 "digest": model.digest,
@@ -65,33 +72,61 @@ class Answers:
             },
         }
         self._hello_bytes = len(wire.encode(self._hello))
+        self._snapshot_bytes = snapshot_bytes(model.state_size, model.dtype.itemsize)
         self.rested()
 
-    def change(self, row: int, request: Request, now: float) -> dict[str, Any]:
-        """reset, close and info, when their turn has come."""
-        engine, session = self.engine, request.session
-        if request.op != "reset" and not engine.table.live[row]:
-            raise engine.unknown(session)
-        engine.expect(row, request.t)
-        if request.op == "info":
-            return {"session": session, **engine.row_info(row, now)}
-        if request.op == "close":
-            engine.table.close(row)
-            return {"session": session, "closed": True}
-        engine.table.open(row, now)
-        return {"session": session, "t": 0}
+    def change(self, row: int, request: Request, take: Callable[[str], int], now: float) -> bytes:
+        """The operations on a session beside step and peek, when their turn has come.
 
-    def size(self, request: Request) -> int:
-        """Upper bound of the bytes of what this reply holds beyond an ordinary one."""
+        Args:
+            row: of the session.
+            request: the request.
+            take: gives a row to a name.
+            now: seconds.
+        """
+        engine, state = self.engine, request.state
+        reply: dict[str, Any] = {"session": request.session}
+        match request.op:
+            case "open":
+                reply |= {"t": engine.open_row(row, state, now, request.t), "opened": True}
+            case "reset":
+                engine.reset_row(row, now, request.t)
+                reply["t"] = 0
+            case "close":
+                engine.close_row(row, request.t)
+                reply["closed"] = True
+            case "fork":
+                reply |= {"to": request.to, "t": engine.fork_row(row, take, request.to, now, request.t)}
+            case "restore":
+                assert state is not None
+                reply["t"] = engine.restore_row(row, state, now, request.t)
+            case "snapshot":
+                reply |= {"state": engine.snapshot_row(row), "t": int(engine.table.t[row])}
+            case _:
+                assert request.op == "info"
+                engine.hold_live(row)
+                reply |= engine.row_info(row, now)
+        return wire.encode(reply)
+
+    def size(self, request: Request, ahead: int) -> int:
+        """Upper bound of the bytes of what this reply holds beyond an ordinary one; `ahead` requests of its session wait."""
         output = self.engine.model.output
         match request.op:
             case "hello":
                 return self._hello_bytes
+            case "stats":
+                return STATS_BYTES
             case "sessions":
                 return (SESSION_BYTES + 3) * request.limit
-            case "step":
+            case "snapshot":
+                return self._snapshot_bytes
+            case "info":
+                most = min(len(self.engine.producers(request.session)) + ahead, self.engine.table.numbering.producers)
+                return (PRODUCER_BYTES + 11) * most
+            case "step" | "peek":
                 numbers = (request.want in ("probs", "logits")) + (output.kind != "categorical" and request.want != "none")
-                return 4 * output.size * numbers + (20 * request.want if isinstance(request.want, int) else 0)
+                more = 4 * output.size * numbers + (20 * request.want if isinstance(request.want, int) else 0)
+                return more if request.op == "step" else len(request.xs) * (more + reply_bytes(self.engine.model))
         return 0
 
     def rested(self) -> None:
@@ -99,42 +134,81 @@ class Answers:
         self._scan = SCAN
         self._rehearsed = False
 
-    def about(self, request: Request) -> dict[str, Any]:
-        """hello, ping and sessions, which wait for nothing."""
+    def about(self, request: Request, waiting: int, now: float) -> bytes:
+        """hello, ping, sessions and stats, which wait for nothing."""
+        return wire.encode(self._about(request, waiting, now) | echo(request))
+
+    def _about(self, request: Request, waiting: int, now: float) -> dict[str, Any]:
+        engine = self.engine
         if request.op == "ping":
             if not self._rehearsed:
-                self.engine.rehearse()
+                engine.rehearse()
                 self._rehearsed = True
             return {"ok": True, "worker": self._worker}
         if request.op == "sessions":
-            names, following, looked_at = self.engine.page(request.prefix, request.after, request.limit, max(1, self._scan))
+            names, following, looked_at = engine.page(request.prefix, request.after, request.limit, max(1, self._scan))
             self._scan -= looked_at
             return {"sessions": names} | ({} if following is None else {"next": following})
+        if request.op == "stats":
+            numbering = engine.table.numbering
+            return {
+                "worker": self._worker,
+                "open": engine.table.open_count,
+                "tombstones": len(engine.table.tombstones),
+                "expired": engine.expired_count,
+                "numbered": numbering.count,
+                "kept_bytes": numbering.held_bytes,
+                "waiting": waiting,
+                **self.stats.told(now),
+            }
         return self._hello
 
-    def step(self, request: Request, prediction: Prediction) -> bytes:
+    def step(self, session: str, prediction: Prediction) -> bytes:
         """A step's reply with everything that was wanted."""
-        reply: dict[str, Any] = {"session": request.session, "t": prediction.t}
-        if prediction.opened:
-            reply["opened"] = True
-        for key in ("y", "p", "label", "top", "probs", "logits", "surprisal"):
-            value = getattr(prediction, key)
-            if value is not None:
-                reply[key] = value.tobytes() if isinstance(value, np.ndarray) else value
-        return self.encode(reply, request)
+        return wire.encode({"session": session} | prediction_map(prediction))
 
-    def encode(self, reply: dict[str, Any], request: Request) -> bytes:
-        """A reply map, with the request's id."""
-        return wire.encode(reply | echo(request))
+    def peek(self, session: str, peek: Peek) -> bytes:
+        """The reply to a peek that is done.
 
-    def error(self, error: RequestError, request: Request) -> bytes:
-        """The reply to a request that got an error."""
-        return wire.encode(wire.error_map(error, session=request.session, **echo(request)))
+        Raises:
+            NotFinite: a token would have spoiled the state.
+        """
+        if peek.spoiled:
+            raise self.engine.spoiled(session, peek)
+        ys = [prediction_map(prediction) for prediction in peek.found]
+        for y in ys:
+            del y["t"]
+        return wire.encode({"session": session, "t": peek.t - len(peek.found), "ys": ys})
+
+    def again(self, kept: bytes, request: Request) -> bytes:
+        """The reply to a repeat."""
+        self.stats.repeats += 1
+        return with_echo(wire.with_again(kept), request)
+
+    def refused(self, error: RequestError, echo: dict[str, Any]) -> bytes:
+        """The reply to a request that got an error; `echo` is its session and id, where they could be read."""
+        self.stats.errors[error.code] += 1
+        return wire.encode(wire.error_map(error, **echo))
 
     def internal(self, echo: dict[str, Any], *, logged: bool = False) -> bytes:
         """The reply to a request that met a bug: the exception being handled, which is logged unless it was already."""
         if not logged:
             log.exception("a request failed inside the worker: %s", echo)
-        return wire.encode(
-            wire.error_map(Internal("A bug in the worker; its log has the traceback. Nothing was changed."), **echo)
-        )
+        return self.refused(Internal("A bug in the worker; its log has the traceback. Nothing was changed."), echo)
+
+
+def prediction_map(prediction: Prediction) -> dict[str, Any]:
+    """A prediction as it goes into a reply: without what it does not have."""
+    found: dict[str, Any] = {"t": prediction.t}
+    if prediction.opened:
+        found["opened"] = True
+    for key in ("y", "p", "label", "top", "probs", "logits", "surprisal"):
+        value = getattr(prediction, key)
+        if value is not None:
+            found[key] = value.tobytes() if isinstance(value, np.ndarray) else value
+    return found
+
+
+def with_echo(reply: bytes, request: Request) -> bytes:
+    """A reply with the request's id, if it had one."""
+    return reply if request.id is None else wire.with_id(reply, request.id)

@@ -1,6 +1,6 @@
 """The worker's core: request bodies in, reply bodies out. No socket, no clock.
 
-The way of a token: `handle` -> `Intake.take` (decoded, checked, put into a wave) -> `_run` (one batch through the engine) ->
+The way of a token: `take` (decoded, checked, put into a wave by `Intake`) -> `turn` (one wave, one batch through the engine) ->
 replies.
 """
 
@@ -12,18 +12,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from rnnstream.engine.engine import Engine
-from rnnstream.engine.rows import Moves
-from rnnstream.errors import RequestError
+from rnnstream.engine.rows import Moves, Peek
+from rnnstream.errors import Busy, RequestError
 from rnnstream.model.outcomes import most_likely
 from rnnstream.prediction import Prediction
 from rnnstream.wire import replies as wire
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.requests import Request
-from rnnstream.worker.answers import Answers, echo
-from rnnstream.worker.intake import Intake
-from rnnstream.worker.queue import Address, Body, Wave
+from rnnstream.worker.answers import Answers, echo, with_echo
+from rnnstream.worker.intake import RETRY_MS, Intake
+from rnnstream.worker.queue import Address, Body, Numbered, Wave
+from rnnstream.worker.stats import Stats
 
 log = logging.getLogger("rnnstream.worker")
+
+MOST_PEEKS = 64  # under way at a time, each with a state of its own; a wave takes so many rows more
 
 Step = tuple[int, Request, bool, Body, int]  # row, request, whether it opened the session, body, place in the body
 
@@ -36,86 +39,197 @@ class Core:
         worker: id of the worker, for `hello` and `ping`.
         version: of the package, for `hello`.
         limits: what is accepted.
+
+    Attributes:
+        stats: what has been done so far.
     """
 
     def __init__(self, engine: Engine, *, worker: str, version: str, limits: Limits) -> None:
         self.engine = engine
-        self._answers = Answers(engine, worker=worker, version=version, limits=limits)
+        self.stats = Stats()
+        self._answers = Answers(engine, self.stats, worker=worker, version=version, limits=limits)
         self._intake = Intake(engine, self._answers, limits)
+        self._peeks: list[tuple[Peek, Request, Body, int]] = []
+        self._answered: list[tuple[int, float]] = []  # bodies that this turn answers, and when they came
         vocabulary = engine.model.output.vocabulary
         self._labels = [wire.step_label(label) for label in vocabulary] if vocabulary else None
 
     @property
     def waiting(self) -> int:
         """How many requests wait."""
-        return self._intake.count
+        return self._intake.waves.count + len(self._peeks)
 
     @property
     def full(self) -> bool:
         """Whether so much waits that nothing more should be read."""
         return self._intake.full
 
-    def handle(self, addresses: Sequence[Address], bodies: Sequence[Any], now: float) -> list[tuple[Address, bytes]]:
-        """Take in request bodies, run one wave, and hand out what is answered.
+    def take(self, addresses: Sequence[Address], bodies: Sequence[Any], now: float) -> None:
+        """Take in request bodies, to be carried out by `turn`; may be called several times before it.
 
         Args:
             addresses: where each body came from.
             bodies: bytes, or anything with the buffer interface.
             now: seconds, monotonic.
+        """
+        self.stats.begin(now)
+        self.engine.expire(now, self._intake.waited_for)
+        self.stats.bodies += len(bodies)
+        self._intake.take(addresses, bodies, now)
+
+    def turn(self, now: float) -> list[tuple[Address, bytes]]:
+        """Run one wave, and hand out what is answered.
 
         Returns:
-            (address, body) pairs, to be sent in this order. While `waiting` is not 0 call again, with whatever came meanwhile.
+            (address, body) pairs, to be sent in this order; then `sent` is to be called. While `waiting` is not 0 call again,
+            with whatever came meanwhile taken in before.
         """
-        self._answers.rested()
-        self._intake.take(addresses, bodies)
-        wave = self._intake.next_wave()
+        wave = self._intake.waves.take()
         out = self._run(wave, now) if wave else []
+        if self._peeks:
+            self._peek()
+        self._answered = [(len(out), now)] if out else []
         if self._intake.order.held:
-            out += [(body.address, body.joined()) for body in self._intake.order.finished()]
+            finished = self._intake.order.finished()
+            self._answered += [(1, body.arrived) for body in finished]
+            out += [(body.address, body.joined()) for body in finished]
+        self._answers.rested()
+        return out
+
+    def sent(self, now: float) -> None:
+        """The replies of the last turn were sent."""
+        for bodies, arrived in self._answered:
+            self.stats.answered(bodies, now - arrived)
+        self.stats.end(now)
+
+    def handle(self, addresses: Sequence[Address], bodies: Sequence[Any], now: float) -> list[tuple[Address, bytes]]:
+        """`take` and `turn` in one, where time stands still."""
+        self.take(addresses, bodies, now)
+        out = self.turn(now)
+        self.sent(now)
         return out
 
     def _run(self, wave: Wave, now: float) -> list[tuple[Address, bytes]]:
         """Run the requests of a wave, the tokens as one batch, the others one by one; the replies to tokens that came alone."""
+        self._judge_numbered(wave, now)
         steps: list[Step] = []
-        for row, request, body, place in wave.others:
-            try:
-                if request.op == "step":
-                    steps.append((row, request, self.engine.admit(row, request.t, now), body, place))
-                else:
-                    body.answer(place, self._answers.encode(self._answers.change(row, request, now), request))
-            except RequestError as error:
-                body.answer(place, self._answers.error(error, request))
-            except Exception:
-                body.answer(place, self._answers.internal({"session": request.session} | echo(request)))
-        rows = [*wave.rows, *wave.body_rows]
+        # What opens, copies or ends sessions comes before the tokens, of which nobody knows yet whether they count.
+        for is_step in (False, True):
+            for row, request, body, place in wave.others:
+                if (request.op == "step") is is_step:
+                    try:
+                        self._carry_out(row, request, body, place, steps, now)
+                    except RequestError as error:
+                        body.answer(place, self._answers.refused(error, {"session": request.session} | echo(request)))
+                    except Exception:
+                        body.answer(place, self._answers.internal({"session": request.session} | echo(request)))
+        rows = [*wave.rows, *wave.body_rows, *(row for row, *_ in wave.numbered)]
         try:
-            replies, answers = self._step(rows, [*wave.xs, *wave.body_xs], steps, now) if rows or steps else ([], [])
+            replies = self._step(wave, rows, steps, now) if rows or steps else []
         except Exception:
-            replies, answers = self._failed(rows, steps)
-        for (_, _, _, body, place), answer in zip(steps, answers, strict=True):
-            body.answer(place, answer)
+            replies = self._failed(rows, steps)
         self._intake.done(wave)
         return self._deliver(wave, replies)
 
-    def _step(self, plain: list[int], xs: list[Any], steps: list[Step], now: float) -> tuple[list[bytes], list[bytes]]:
-        """One token for every row: replies to the ordinary ones, and to `steps`. Nothing has changed until all are made."""
+    def _judge_numbered(self, wave: Wave, now: float) -> None:
+        """Leave in a wave's numbered tokens those that are their producer's next; the rest is looked at one by one."""
+        table, names = self.engine.table, self.engine.table.names
+        kept: list[Numbered] = []
+        for token in wave.numbered:
+            row, x, producer, n, ack, body, place = token
+            mine = (table.producers[row] or {}).get(producer)
+            if mine is not None and n == mine.last + 1 and table.live[row]:
+                mine.heard_at = now  # which keeps it from being forgotten before the wave has run
+                kept.append(token)
+            else:
+                request = Request(session=names[row] or "", x=x, producer=producer, n=n, ack=ack)
+                wave.others.append((row, request, body, place))
+        wave.numbered = kept
+
+    def _carry_out(self, row: int, request: Request, body: Body, place: int, steps: list[Step], now: float) -> None:
+        """A request whose turn has come: a step is admitted, all else is done and answered."""
+        engine = self.engine
+        if request.producer is not None:
+            kept = engine.judge(request.session, request.producer, request.n, request.identity(), now)
+            if kept is not None:
+                body.answer(place, self._answers.again(kept, request))
+                return
+        if request.op == "step":
+            steps.append((row, request, engine.admit(row, request.t, now), body, place))
+        elif request.op == "peek":
+            if len(self._peeks) >= MOST_PEEKS:
+                raise Busy(f"{MOST_PEEKS} peeks are under way; ask again in {RETRY_MS} ms.", retry_after_ms=RETRY_MS)
+            self._peeks.append((engine.peek_row(row, request.xs, request.want, request.surprisal), request, body, place))
+        else:
+            reply = self._answers.change(row, request, self._intake.row_of, now)
+            self._counted(row, request, reply, now)
+            body.answer(place, with_echo(reply, request))
+
+    def _counted(self, row: int, request: Request, reply: bytes, now: float) -> None:
+        """A request was carried out: if it has a number, that has counted."""
+        if request.producer is not None:
+            assert request.ack is not None
+            self.engine.keep(row, request.producer, request.n, request.identity(), reply, request.ack, now)
+
+    def _step(self, wave: Wave, plain: list[int], steps: list[Step], now: float) -> list[bytes]:
+        """One token for every row: replies to the ordinary ones, `plain`. Nothing has changed until all replies are made."""
         engine = self.engine
         rows = [*plain, *(row for row, *_ in steps)]
-        moves = engine.compute(rows, [*xs, *(request.x for _, request, *_ in steps)])
+        xs = [*wave.xs, *wave.body_xs, *(x for _, x, *_ in wave.numbered), *(request.x for _, request, *_ in steps)]
+        moves = engine.compute(rows, xs)
         replies = self._plain_replies(moves, plain) if plain else []
-        answers = [self._answers.step(*pair) for pair in self._predicted(moves, len(plain), steps)] if steps else []
-        if moves.good is not None:
-            for place in (~moves.good).nonzero()[0].tolist():
-                error = engine.not_finite(rows[place])
-                if place < len(plain):
-                    replies[place] = wire.encode(wire.error_map(error, session=engine.table.names[rows[place]]))
-                else:
-                    row, request, opened, *_ = steps[place - len(plain)]
-                    answers[place - len(plain)] = self._answers.error(error, request)
-                    if opened:
-                        engine.table.withdraw(row)
+        answers = self._predicted(moves, len(plain), steps) if steps else []
+        bad = set() if moves.good is None else set((~moves.good).nonzero()[0].tolist())
         engine.commit(moves, now)
-        return replies, answers
+        self.stats.batch(len(rows))
+        self.stats.tokens += len(rows) - len(bad)
+        for place in bad:
+            row, error = rows[place], engine.not_finite(rows[place])
+            if place < len(plain):
+                replies[place] = self._answers.refused(error, {"session": engine.table.names[row]})
+            else:
+                _, request, opened, body, at = steps[place - len(plain)]
+                if opened:
+                    engine.table.withdraw(row)
+                body.answer(at, self._answers.refused(error, {"session": request.session} | echo(request)))
+        for place, (answer, (row, request, _, body, at)) in enumerate(zip(answers, steps, strict=True), len(plain)):
+            if place not in bad:
+                self._counted(row, request, answer, now)
+                body.answer(at, with_echo(answer, request))
+        self._number(wave, replies, bad, now)
+        return replies
+
+    def _number(self, wave: Wave, replies: list[bytes], bad: set[int], now: float) -> None:
+        """The ordinary tokens have counted, but for the bad ones: keep their replies for a repeat."""
+        numbering = self.engine.table.numbering
+        for place, mine, n in wave.marks:
+            if place not in bad:
+                if mine.more is not None:  # a request alone in its body acknowledges all before it
+                    numbering.acknowledge(mine, n - 1)
+                mine.last, mine.request, mine.reply = n, wave.xs[place], replies[place]
+        first = len(wave.rows) + len(wave.body_rows)
+        for place, (row, x, producer, n, ack, _, _) in enumerate(wave.numbered, first):
+            if place not in bad:
+                self.engine.keep(row, producer, n, x, replies[place], ack, now)
+
+    def _peek(self) -> None:
+        """The next token of every peek that is under way; those that are done are answered."""
+        under_way = []
+        try:
+            self.engine.foresee([peek for peek, *_ in self._peeks])
+        except Exception:
+            for _, request, body, place in self._peeks:
+                body.answer(place, self._answers.internal({"session": request.session} | echo(request)))
+            self._peeks = []
+        for peek, request, body, place in self._peeks:
+            if not peek.done:
+                under_way.append((peek, request, body, place))
+                continue
+            try:
+                body.answer(place, with_echo(self._answers.peek(request.session, peek), request))
+            except RequestError as error:
+                body.answer(place, self._answers.refused(error, {"session": request.session} | echo(request)))
+        self._peeks = under_way
 
     def _plain_replies(self, moves: Moves, rows: list[int]) -> list[bytes]:
         """The ordinary replies to the first tokens of a batch."""
@@ -136,10 +250,10 @@ class Core:
                 for row, t, y, p in zip(rows, ts, ids, ps, strict=True)
             ]
 
-    def _predicted(self, moves: Moves, plain: int, steps: list[Step]) -> list[tuple[Request, Prediction]]:
-        """The predictions for the steps behind the plain ones, with their requests."""
+    def _predicted(self, moves: Moves, plain: int, steps: list[Step]) -> list[bytes]:
+        """The replies to the steps behind the plain ones, without their ids."""
         engine, requests = self.engine, [request for _, request, *_ in steps]
-        predictions = engine.predictions(moves.behind(plain), [request.want for request in requests])
+        predictions: list[Prediction] = engine.predictions(moves.behind(plain), [request.want for request in requests])
         scored = [place for place, request in enumerate(requests) if request.surprisal]
         if scored:
             scores = engine.scores([steps[place][0] for place in scored], [requests[place].x for place in scored])
@@ -147,19 +261,17 @@ class Core:
                 predictions[place].surprisal = score
         for prediction, (_, _, opened, *_) in zip(predictions, steps, strict=True):
             prediction.opened = opened
-        return list(zip(requests, predictions, strict=True))
+        return [self._answers.step(request.session, found) for request, found in zip(requests, predictions, strict=True)]
 
-    def _failed(self, rows: list[int], steps: list[Step]) -> tuple[list[bytes], list[bytes]]:
+    def _failed(self, rows: list[int], steps: list[Step]) -> list[bytes]:
         """A bug in a step, the exception being handled: none of the wave's tokens has counted, and each is told so."""
         log.exception("a wave of %d tokens failed", len(rows) + len(steps))
         table, internal = self.engine.table, self._answers.internal
-        for row, _, opened, *_ in steps:
+        for row, request, opened, body, place in steps:
             if opened and table.live[row]:
                 table.withdraw(row)
-        return (
-            [internal({"session": table.names[row]}, logged=True) for row in rows],
-            [internal({"session": request.session} | echo(request), logged=True) for _, request, *_ in steps],
-        )
+            body.answer(place, internal({"session": request.session} | echo(request), logged=True))
+        return [internal({"session": table.names[row]}, logged=True) for row in rows]
 
     def _deliver(self, wave: Wave, replies: list[bytes]) -> list[tuple[Address, bytes]]:
         """Put the replies of bodies in their places, and hand out those to tokens that came alone."""
@@ -169,9 +281,13 @@ class Core:
         for start, stop, body, place in wave.bodies():
             body.replies[place : place + stop - start] = replies[alone + start : alone + stop]
             body.missing -= stop - start
+        for reply, (*_, body, place) in zip(replies[alone + len(wave.body_rows) :], wave.numbered, strict=True):
+            body.answer(place, reply)
         return list(zip(wave.addresses, replies, strict=False))
 
     def check(self) -> None:
         """Assert what always holds between calls of `handle`."""
         self.engine.check()
         self._intake.check()
+        assert len(self._peeks) <= MOST_PEEKS
+        assert not any(peek.done for peek, *_ in self._peeks)

@@ -28,6 +28,7 @@ class Outbox:
 
     Attributes:
         cut: routing ids that were cut off.
+        cut_off: how many were.
         dropped: replies to peers that were gone or cut off.
     """
 
@@ -38,6 +39,7 @@ class Outbox:
         self._bytes: dict[bytes, int] = {}
         self._tried_at = 0.0
         self.cut: OrderedDict[bytes, None] = OrderedDict()
+        self.cut_off = 0
         self.dropped = 0
 
     def __bool__(self) -> bool:
@@ -99,6 +101,7 @@ class Outbox:
             self.dropped += len(self._waiting.pop(peer))
             del self._bytes[peer]
             self.cut[peer] = None
+            self.cut_off += 1
             if len(self.cut) > CUT_PEERS:
                 self.cut.popitem(last=False)
             log.warning("peer %s does not read its replies: cut off, %d replies dropped so far", peer.hex(), self.dropped)

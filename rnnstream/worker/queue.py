@@ -7,14 +7,18 @@ session with much to say delays nobody else by more than the wave that runs.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 
+from rnnstream.engine.numbering import Producer
 from rnnstream.wire.replies import with_id
 from rnnstream.wire.requests import Request
 
 # Where a reply goes: the routing id, or, if the message had an envelope, the routing id and its frames.
 Address = bytes | tuple[bytes, ...]
+
+# A numbered token of a body: row, x, producer, n, ack, body, place in the body.
+Numbered = tuple[int, int, str, int, int, "Body", int]
 
 
 class Body:
@@ -26,12 +30,14 @@ class Body:
         missing: how many are None.
         bytes: upper bound of the size of the reply body.
         ids: ids that ordinary replies still have to get, by their place.
+        arrived: seconds, when it was taken in.
     """
 
-    __slots__ = ("address", "bytes", "ids", "missing", "replies")
+    __slots__ = ("address", "arrived", "bytes", "ids", "missing", "replies")
 
-    def __init__(self, address: Address, requests: int) -> None:
+    def __init__(self, address: Address, requests: int, arrived: float) -> None:
         self.address = address
+        self.arrived = arrived
         self.replies: list[bytes | None] = [None] * requests
         self.missing = requests
         self.bytes = 0
@@ -58,22 +64,26 @@ class Wave:
     Attributes:
         rows, xs, addresses: of the tokens that came alone.
         ids: the ids of those that have one, by their place in these lists.
+        marks: the numbers of those that have one: (place in these lists, producer, n), judged when they came.
         body_rows, body_xs: of the tokens of bodies.
         runs: where their replies go: (start, body, place) says that those from `start` to the next run's start are the
             replies from `place` on in that body.
+        numbered: the numbered tokens of bodies, to be judged when the wave runs.
         others: every other request that names a session: (row, request, body, place in the body).
     """
 
-    __slots__ = ("addresses", "body_rows", "body_xs", "ids", "others", "rows", "runs", "xs")
+    __slots__ = ("addresses", "body_rows", "body_xs", "ids", "marks", "numbered", "others", "rows", "runs", "xs")
 
     def __init__(self) -> None:
         self.rows: list[int] = []
         self.xs: list[int] = []
         self.addresses: list[Address] = []
         self.ids: dict[int, int] = {}
+        self.marks: list[tuple[int, Producer, int]] = []
         self.body_rows: list[int] = []
         self.body_xs: list[int] = []
         self.runs: list[tuple[int, Body, int]] = []
+        self.numbered: list[Numbered] = []
         self.others: list[tuple[int, Request, Body, int]] = []
 
     def bodies(self) -> Iterator[tuple[int, int, Body, int]]:
@@ -84,10 +94,82 @@ class Wave:
 
     def all_rows(self) -> list[int]:
         """The row of every request, the ordinary tokens first."""
-        return [*self.rows, *self.body_rows, *(row for row, *_ in self.others)]
+        return [*self.rows, *self.body_rows, *(row for row, *_ in self.numbered), *(row for row, *_ in self.others)]
 
     def __len__(self) -> int:
-        return len(self.rows) + len(self.body_rows) + len(self.others)
+        return len(self.rows) + len(self.body_rows) + len(self.numbered) + len(self.others)
+
+
+class Waves:
+    """The waves that wait, and how many requests of each row are in them.
+
+    Attributes:
+        waiting: by row: requests that wait, which is also the wave that the next one goes into.
+        closing: rows with a `close` waiting: tokens behind it are judged, not just stepped.
+        count: requests that wait, in all.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._waves: deque[Wave] = deque([Wave()])
+        self.waiting: list[int] = [0] * rows
+        self.closing: set[int] = set()
+        self.count = 0
+
+    def first(self) -> Wave:
+        """The wave that runs next."""
+        return self._waves[0]
+
+    def at(self, turn: int) -> Wave:
+        """The wave of this turn, which may be the first one behind those that there are."""
+        if turn == len(self._waves):
+            self._waves.append(Wave())
+        return self._waves[turn]
+
+    def add(self, row: int, request: Request, body: Body, place: int) -> None:
+        """Put a request that is not an ordinary token into its session's next wave."""
+        turn = self.waiting[row]
+        self.at(turn).others.append((row, request, body, place))
+        self.waiting[row] = turn + 1
+        self.count += 1
+        if request.op == "close":
+            self.closing.add(row)
+
+    def take(self) -> Wave:
+        """The wave whose turn it is; `done` when it has been run."""
+        wave = self._waves.popleft()
+        if not self._waves:
+            self._waves.append(Wave())
+        return wave
+
+    def done(self, wave: Wave) -> list[int]:
+        """Its requests wait no more; the rows that may have nothing left to wait for."""
+        waiting, idle = self.waiting, []
+        for row in wave.rows:
+            waiting[row] -= 1
+        for row in wave.body_rows:
+            waiting[row] -= 1
+        for row, *_ in wave.numbered:
+            waiting[row] -= 1
+        for row, *_ in wave.others:
+            waiting[row] -= 1
+            if not waiting[row]:
+                self.closing.discard(row)
+                idle.append(row)
+        self.count -= len(wave)
+        return idle
+
+    def check(self) -> None:
+        """Assert what always holds between a wave that is done and the next."""
+        depth = Counter(row for wave in self._waves for row in wave.all_rows())
+        assert self.waiting == [depth[row] for row in range(len(self.waiting))]
+        assert self.count == depth.total()
+        for turn, wave in enumerate(self._waves):
+            rows = wave.all_rows()
+            assert len(set(rows)) == len(rows) == len(wave)
+            assert len(wave.rows) == len(wave.xs) == len(wave.addresses)
+            assert len(wave.body_rows) == len(wave.body_xs)
+            assert turn < len(self._waves) - 1 or not turn or rows
+        assert all(self.waiting[row] for row in self.closing)
 
 
 class Order:
@@ -101,11 +183,18 @@ class Order:
     def __init__(self) -> None:
         self.held: dict[bytes, deque[Body]] = {}
         self.bytes = 0
+        self._bytes_of: dict[bytes, int] = {}  # the same, of each connection
+
+    def bytes_of(self, address: Address) -> int:
+        """Upper bound of the size of all held replies of this connection."""
+        return self._bytes_of.get(routing_id(address), 0)
 
     def add(self, body: Body) -> None:
         """A body that has arrived, its requests counted."""
-        self.held.setdefault(routing_id(body.address), deque()).append(body)
+        peer = routing_id(body.address)
+        self.held.setdefault(peer, deque()).append(body)
         self.bytes += body.bytes
+        self._bytes_of[peer] = self._bytes_of.get(peer, 0) + body.bytes
 
     def finished(self) -> list[Body]:
         """The bodies that can leave now, in their order; they are no longer held."""
@@ -114,15 +203,17 @@ class Order:
             bodies = self.held[peer]
             while bodies and not bodies[0].missing:
                 self.bytes -= bodies[0].bytes
+                self._bytes_of[peer] -= bodies[0].bytes
                 done.append(bodies.popleft())
             if not bodies:
-                del self.held[peer]
+                del self.held[peer], self._bytes_of[peer]
         return done
 
     def check(self) -> None:
         """Assert what always holds once the finished ones have left."""
         assert all(bodies and bodies[0].missing for bodies in self.held.values())
-        assert self.bytes == sum(body.bytes for bodies in self.held.values() for body in bodies)
+        assert self._bytes_of == {peer: sum(body.bytes for body in bodies) for peer, bodies in self.held.items()}
+        assert self.bytes == sum(self._bytes_of.values())
 
 
 def routing_id(address: Address) -> bytes:

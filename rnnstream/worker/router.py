@@ -13,8 +13,11 @@ from rnnstream.worker.core import Core
 from rnnstream.worker.outbox import RETRY_S, Outbox
 from rnnstream.worker.queue import Address, routing_id
 
-DRAIN_BODIES = 512  # read at once: a larger batch would not be cheaper a token, only later
-DRAIN_BYTES = 256 << 10  # read at once: some 10,000 requests, decoded in a few milliseconds
+# A turn reads and takes in bodies, some at a time, until nothing is left or it has lasted for long enough: whoever floods fills
+# the turns, and everybody else's token waits for one and is in the next. Longer ones would hardly be cheaper a token.
+DRAIN_BODIES = 64
+DRAIN_BYTES = 64 << 10
+TURN_S = 0.5e-3
 WAITED_S = 10e-6  # a blocking read that took longer has waited: nothing else was there, and asking again costs 2.7 us
 FLUSH_S = 2.0  # for slow readers to take their last replies when the worker stops
 
@@ -59,27 +62,42 @@ class Router:
         """Serve until `stopping`; then answer what was read."""
         core, outbox, clock = self.core, self.outbox, time.monotonic
         while not self.stopping:
-            addresses, bodies = ([], []) if core.full else self._drain()
             now = clock()
-            outbox.send(core.handle(addresses, bodies, now), now)
+            if not core.full:
+                addresses, bodies, more = self._drain(wait=True)
+                now = clock()
+                turn_ends = now + TURN_S
+                core.take(addresses, bodies, now)
+                while more and now < turn_ends and not core.full:
+                    addresses, bodies, more = self._drain(wait=False)
+                    core.take(addresses, bodies, now)
+                    now = clock()
+            self._turn(now)
         while core.waiting:
-            outbox.send(core.handle([], [], clock()), clock())
+            self._turn(clock())
         deadline = clock() + FLUSH_S
         while outbox and clock() < deadline:
             self.socket.poll(int(RETRY_S * 1000), zmq.POLLERR)
             outbox.send([], clock())
 
-    def _drain(self) -> tuple[list[Address], list[zmq.Frame]]:
-        """What has arrived. Waits for something only if there is nothing else to do."""
+    def _turn(self, now: float) -> None:
+        """Have the core run a wave, and send what it answers."""
+        core, outbox = self.core, self.outbox
+        outbox.send(core.turn(now), now)
+        core.stats.dropped, core.stats.cut_off = outbox.dropped, outbox.cut_off
+        core.sent(time.monotonic())
+
+    def _drain(self, wait: bool) -> tuple[list[Address], list[zmq.Frame], bool]:
+        """Some of what has arrived, and whether there may be more. May wait for something, if there is nothing else to do."""
         addresses: list[Address] = []
         bodies: list[zmq.Frame] = []
         recv, recv_frame, more, cut = self._recv, self._recv_frame, zmq.NOBLOCK, self.outbox.cut
-        size, started = 0, 0.0
+        size, started, left = 0, 0.0, True
         flags = more.value
-        if not self.core.waiting:
+        if wait and not self.core.waiting:
             if self.outbox:  # somebody may have begun to read again
                 if not self.socket.poll(int(RETRY_S * 1000)):
-                    return addresses, bodies
+                    return addresses, bodies, False
             else:
                 flags, started = 0, time.perf_counter()
         try:
@@ -98,15 +116,16 @@ class Router:
                     break
                 if started:
                     if time.perf_counter() - started > WAITED_S:
+                        left = False
                         break
                     started = 0.0
                 flags = more.value
         except zmq.Again:
-            pass
+            left = False
         if self.stopping:
             kept = [(a, b) for a, b in zip(addresses, bodies, strict=True) if b.bytes != self._wake]
-            return [a for a, _ in kept], [b for _, b in kept]
-        return addresses, bodies
+            return [a for a, _ in kept], [b for _, b in kept], False
+        return addresses, bodies, left
 
     def _enveloped(self, address: bytes, frame: zmq.Frame) -> tuple[Address, zmq.Frame]:
         """The rest of a message with frames before its body: they come back in front of the reply.

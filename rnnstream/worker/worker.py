@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import zmq
 
 from rnnstream.engine.engine import MAX_SESSIONS, Engine
+from rnnstream.engine.numbering import Numbering
+from rnnstream.engine.snapshot import snapshot_bytes
 from rnnstream.errors import RnnstreamError
 from rnnstream.model.blas import one_thread
 from rnnstream.model.step import StepModel
@@ -23,11 +25,14 @@ DEFAULT_BIND = "tcp://127.0.0.1:5555"
 
 
 def limits_for(model: StepModel) -> Limits:
-    """The protocol's limits, with room for this model's largest token and largest reply."""
-    default = Limits()
+    """The protocol's limits, with room for this model's largest token, largest reply and snapshots."""
+    default, state = Limits(), snapshot_bytes(model.state_size, model.dtype.itemsize)
+    token = 9 * model.input.size if model.input.kind == "dense" else 0
     return Limits(
-        frame_bytes=max(default.frame_bytes, 9 * model.input.size + 4096 if model.input.kind == "dense" else 0),
-        reply_bytes=max(default.reply_bytes, default.frame_requests * reply_bytes(model), 8 * model.output.size + 4096),
+        frame_bytes=max(default.frame_bytes, token + 4096, state + 4096),
+        reply_bytes=max(
+            default.reply_bytes, default.frame_requests * reply_bytes(model), 8 * model.output.size + 4096, state + 4096
+        ),
     )
 
 
@@ -40,15 +45,32 @@ class Worker:
         model: anything with the step-model interface.
         bind: one address or several, such as "tcp://127.0.0.1:5555" or "ipc:///tmp/worker"; port * takes a free one.
         max_sessions: most sessions at a time.
+        explicit_open: a step to a name that was never open is refused; `open` and `reset` open it.
+        idle_timeout_s: seconds after which a session that has not moved expires; None: none does.
 
     Attributes:
         addresses: where it listens, with the real ports; empty while it does not run.
         id: of this worker, as `hello` says it; its sessions end with it, not with `stop`.
     """
 
-    def __init__(self, model: StepModel, bind: str | Sequence[str] = DEFAULT_BIND, *, max_sessions: int = MAX_SESSIONS) -> None:
+    def __init__(
+        self,
+        model: StepModel,
+        bind: str | Sequence[str] = DEFAULT_BIND,
+        *,
+        max_sessions: int = MAX_SESSIONS,
+        explicit_open: bool = False,
+        idle_timeout_s: float | None = None,
+    ) -> None:
         self.model = model
-        self.engine = Engine(model, max_sessions=max_sessions)
+        self._limits = limits_for(model)
+        self.engine = Engine(
+            model,
+            max_sessions=max_sessions,
+            explicit_open=explicit_open,
+            idle_timeout_s=idle_timeout_s,
+            numbering=Numbering(reply_bytes=2 * self._limits.reply_bytes),  # as much as a client has in flight
+        )
         self.id = os.urandom(8).hex()
         self.addresses: list[str] = []
         self._bind = [bind] if isinstance(bind, str) else list(bind)
@@ -121,12 +143,11 @@ class Worker:
             self._stopping = False
         socket = None
         try:
-            limits = limits_for(self.model)
-            socket = socket_for(self._context, frame_bytes=limits.frame_bytes)
+            socket = socket_for(self._context, frame_bytes=self._limits.frame_bytes)
             socket.bind(self._inproc)
             for address in self._bind:
                 self.addresses.append(_bind(socket, address))
-            core = Core(self.engine, worker=self.id, version=importlib.metadata.version("rnnstream"), limits=limits)
+            core = Core(self.engine, worker=self.id, version=importlib.metadata.version("rnnstream"), limits=self._limits)
             router = Router(socket, core, wake=self._wake)
             with self._lock:
                 self._router, router.stopping = router, self._stopping

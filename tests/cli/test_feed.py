@@ -219,7 +219,8 @@ def test_a_closed_session_is_told(feed: Any, client: Client, session: str) -> No
     result = feed(input="ab")
     assert (result.exit_code, result.stdout) == (1, "")
     assert (
-        result.stderr == f"Error: standard input, line 1, column 1: The session {session} was closed; reset opens it again.\n"
+        result.stderr
+        == f"Error: standard input, line 1, column 1: The session {session} was closed; open or reset starts it anew.\n"
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from rnnstream import Client
+from rnnstream import Client, UnknownSession
+from tests.worker_process import serving
 
 from .conftest import DEADLINE_S, run
 
@@ -42,3 +43,17 @@ def test_an_address_in_use(files: dict[str, str], addresses: dict[str, str]) -> 
 
 def test_wrong_use() -> None:
     assert run("serve", "--max-sessions", 0).exit_code == 2
+
+
+def test_sessions_that_expire_and_names_that_a_token_does_not_open(files: dict[str, str]) -> None:
+    with serving(files["letters"], "--idle-timeout", "0.001", "--explicit-open") as (address, _), Client(address) as client:
+        session = client.session("s")
+        with pytest.raises(UnknownSession) as caught:
+            session.step("a")
+        assert caught.value.why == "never"
+        session.open()
+        while "s" in client.sessions():
+            pass
+        with pytest.raises(UnknownSession) as caught:
+            session.step("a")
+        assert caught.value.why == "expired"

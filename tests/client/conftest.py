@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rnnstream.client import AsyncClient, Client
+from rnnstream.client import AsyncClient, AsyncSession, Client
 
 from .toy import ToyWorker
 
@@ -35,7 +35,8 @@ class Awaited:
         def operation(*args: Any, **keys: Any) -> Any:
             result = attribute(*args, **keys)
             if inspect.iscoroutine(result):
-                return self._runner.run(result)
+                done = self._runner.run(result)
+                return Awaited(done, self._runner) if isinstance(done, AsyncSession) else done
             return self._each(result) if hasattr(result, "__anext__") else Awaited(result, self._runner)
 
         return operation

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from rnnstream.client.core import Core
 from rnnstream.client.plans import BODY, WINDOW, Pages, Stream, is_sequence
-from rnnstream.errors import BadToken, NoReply, ProtocolError, RequestError
+from rnnstream.errors import BadToken, NoReply, ProtocolError, RequestError, Stale
+from rnnstream.wire import replies
 from rnnstream.wire.limits import Limits
 
 from .toy import BAD, Counting
@@ -26,13 +27,15 @@ class Following:
         taken: tokens that were taken from the source.
         most: most tokens that were in flight at a time.
         lose: numbers of bodies, from 0, whose replies are lost.
+        now: the time.
     """
 
     def __init__(self, core: Core, worker: Counting) -> None:
         self.core, self.worker = core, worker
         self.line: deque[bytes] = deque()
         self.taken = self.most = 0
-        self.lose: set[int] = set()
+        self.lose: Container[int] = ()
+        self.now = 0.0
 
     def follow(self, plan: Any, source: Iterable[Any] = ()) -> Iterator[Any]:
         tokens = iter(source)
@@ -42,20 +45,22 @@ class Following:
                     some = list(islice(tokens, room))
                     self.taken += len(some)
                     plan.put(some)
-                    self.line.extend(self.core.outgoing(0.0))
+                    self.line.extend(self.core.outgoing(self.now))
                     self.most = max(self.most, getattr(plan, "_in_flight", 0))
                 call = plan.waiting()
                 if call is None:
                     return
-                self.line.extend(self.core.outgoing(0.0))
+                self.line.extend(self.core.outgoing(self.now))
                 while not call.done:
                     if not self.line:
-                        self.core.expire(10.0)
-                        break
-                    number = len(self.worker.bodies)
-                    reply = self.worker.answer(self.line.popleft())
-                    if number not in self.lose:
-                        self.core.received(reply)
+                        self.now = self.core.deadline() or self.now
+                        self.core.expire(self.now)
+                    else:
+                        number = len(self.worker.bodies)
+                        reply = self.worker.answer(self.line.popleft())
+                        if number not in self.lose:
+                            self.core.received(reply, self.now)
+                    self.line.extend(self.core.outgoing(self.now))
                     self.core.check()
                 yield from plan.results()
         finally:
@@ -65,7 +70,7 @@ class Following:
 
 def a_following(*, outputs: int = 5, **limits: int) -> Following:
     some = {"frame_bytes": 1 << 20, "frame_requests": 1024, "waiting": 1024, "reply_bytes": 1 << 20, **limits}
-    return Following(Core("tcp://toy:1", 10.0), Counting(Limits(**some), outputs))
+    return Following(Core("tcp://toy:1", 10.0, "me"), Counting(Limits(**some), outputs))
 
 
 def a_stream(core: Core, session: str = "s", **keys: Any) -> Stream:
@@ -136,7 +141,7 @@ def test_feeding_counts_one_large_reply() -> None:
 def test_dense_tokens_and_outputs_are_counted_too() -> None:
     following = a_following()
     hello = following.core.ask_hello()
-    following.core.received(following.worker.answer(following.core.outgoing(0.0)[0]))
+    following.core.received(following.worker.answer(following.core.outgoing(0.0)[0]), 0.0)
     model = hello.result()["model"]
     assert following.core.hello is not None
     following.core.hello["model"] = {**model, "input": {"kind": "dense", "size": 10_000}}
@@ -176,7 +181,7 @@ def test_with_live_tokens_what_has_come_is_handed_on_first() -> None:
     plan = a_stream(following.core, live=True, window=3)
     plan.put([1])
     assert plan.room() == 1
-    following.core.received(following.worker.answer(following.core.outgoing(0.0)[0]))
+    following.core.received(following.worker.answer(following.core.outgoing(0.0)[0]), 0.0)
     assert plan.room() == 0
     plan.waiting()
     assert [prediction.y for prediction in plan.results()] == [1]
@@ -187,8 +192,9 @@ def test_keys_are_sent_with_each_token() -> None:
     following = a_following()
     found = list(following.follow(a_stream(following.core, want=2, surprisal=True), "ab"))
     first, second = following.worker.steps()
-    assert {**first, "id": 0} == {"session": "s", "want": 2, "surprisal": True, "x": "a", "id": 0}
-    assert second == {"session": "s", "want": 2, "surprisal": True, "x": "b"}
+    keys = {"session": "s", "want": 2, "surprisal": True, "producer": "me"}
+    assert {**first, "id": 0} == {**keys, "x": "a", "n": 1, "ack": 0, "id": 0}
+    assert second == {**keys, "x": "b", "n": 2}
     assert [prediction.top for prediction in found] == [[(0, 0.5), (1, 1 / 3)]] * 2
 
 
@@ -252,31 +258,65 @@ def test_feeding_stops_at_an_error(token: Any) -> None:
         list(following.follow(a_stream(following.core, only_last=True), [*range(20, 90), token, 20]))
 
 
-def test_a_lost_reply_is_an_error_at_its_place() -> None:
+@pytest.mark.parametrize("lose", [{0}, {2}, {1, 2, 3, 4}, range(0, 30, 3)])
+def test_what_is_lost_is_sent_again_and_nobody_sees_it(lose: Container[int]) -> None:
     following = a_following()
-    following.lose = {2}  # 0 is hello
-    found = []
-    with pytest.raises(NoReply, match="lost"):  # noqa: PT012
-        for prediction in following.follow(a_stream(following.core), range(100, 400)):
-            found.append(prediction.t)
-    assert found == list(range(1, 65))
+    following.lose = lose
+    found = list(following.follow(a_stream(following.core), range(100, 600)))
+    assert [(prediction.t, prediction.y) for prediction in found] == [(t, 99 + t) for t in range(1, 501)]
+    assert following.worker.applied["s"] == list(range(100, 600))
 
 
-def test_a_lost_last_reply_is_a_timeout() -> None:
+def test_silence_ends_a_stream_at_its_place() -> None:
     following = a_following()
-    following.lose = {2}
+    following.lose = range(2, 10_000)
     found = []
     with pytest.raises(NoReply, match="within 10 s"):  # noqa: PT012
         for prediction in following.follow(a_stream(following.core), range(100, 200)):
             found.append(prediction.t)
     assert found == list(range(1, 65))
+    assert following.now == 10.0
+
+
+def test_none_of_the_tokens_behind_a_refused_one_counts() -> None:
+    following = a_following()
+    with pytest.raises(BadToken):
+        list(following.follow(a_stream(following.core), [*range(100, 150), BAD, *range(150, 400)]))
+    [after] = following.follow(a_stream(following.core, live=True), [7])
+    assert after.t == 51
+    assert following.worker.applied["s"] == [*range(100, 150), 7]
+    assert len(following.worker.numbers) == 1, "no further producer id was needed"
+
+
+def test_feeding_needs_no_reply_but_the_last() -> None:
+    following = a_following()
+    stale = {"error": "stale", "message": "counted", "last": 3}
+    plan = a_stream(following.core, only_last=True)
+    plan._body = 3
+    plan.put([1, 2, 3])
+    plan.put([4])
+    following.core.outgoing(0.0)
+    following.core.received(replies.encode({**stale, "id": 1}) + replies.encode(stale), 0.0)
+    following.core.received(replies.encode({"t": 3, "id": 2}) + replies.encode({"t": 4, "y": 4}), 0.0)
+    plan.waiting()
+    assert list(plan.results()) == []
+    plan.waiting()
+    assert [prediction.t for prediction in plan.results()] == [4]
+    plan = a_stream(following.core, live=True)
+    plan.put([5])
+    following.core.outgoing(0.0)
+    following.core.received(replies.encode({**stale, "id": 3}), 0.0)
+    plan.waiting()
+    with pytest.raises(Stale, match="counted"):
+        list(plan.results())
 
 
 def test_an_error_of_hello_is_the_error_of_the_stream() -> None:
     following = a_following()
-    following.lose = {0}
+    following.lose = range(10_000)
     with pytest.raises(NoReply):
         list(following.follow(a_stream(following.core), [1]))
+    following.lose = ()
     core = following.core
     core.hello = {"protocol": 1}
     with pytest.raises(ProtocolError, match="hello without"):

@@ -1,16 +1,19 @@
-"""A worker whose network is trivial, for tests of clients: y is x, t counts. Without a socket, and on a ROUTER in a thread."""
+"""A worker whose network is trivial, for tests of clients: y is x, t counts. Without a socket, and on a ROUTER in a thread.
+
+Its snapshots are the session's t in decimal digits.
+"""
 
 from __future__ import annotations
 
 import struct
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import zmq
 
-from rnnstream.errors import BadToken, Conflict, RequestError, UnknownSession
+from rnnstream.errors import BadState, BadToken, Conflict, Exists, Gap, RequestError, Stale, UnknownSession
 from rnnstream.wire import replies, requests
 from rnnstream.wire.limits import PROTOCOL, Limits
 
@@ -19,18 +22,31 @@ PAGE = 3  # names on a page of a listing
 DEADLINE_S = 20  # for whatever must happen
 
 
+@dataclass
+class Numbers:
+    """What a session remembers of one producer: its last number, and what it was told for those not acknowledged."""
+
+    last: int = 0
+    kept: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+
+
 class Counting:
     """Bodies in, bodies out.
 
     Attributes:
         ts: step counts of the sessions that live.
         closed: names with a tombstone.
+        numbers: by session and producer.
+        applied: the tokens of each session, in order, whatever was reset or closed in between.
         bodies: the requests of every body that came, in order.
     """
 
-    def __init__(self, limits: Limits | None = None, outputs: int = 5) -> None:
+    def __init__(self, limits: Limits | None = None, outputs: int = 5, replies: int = 512) -> None:
         self.limits = limits or Limits()
         self.outputs = outputs
+        self.replies = replies
+        self.numbers: dict[tuple[str, str], Numbers] = {}
+        self.applied: dict[str, list[Any]] = {}
         self.ts: dict[str, int] = {}
         self.closed: set[str] = set()
         self.bodies: list[list[dict[str, Any]]] = []
@@ -39,19 +55,45 @@ class Counting:
         maps, problem = requests.decode(body, self.limits.frame_requests)
         assert problem is None, problem
         self.bodies.append(maps)
-        return b"".join([self._one(item) for item in maps])
+        return b"".join([self._one(item, len(maps) == 1) for item in maps])
 
     def steps(self) -> list[dict[str, Any]]:
         """Every step that came, in order."""
         return [item for body in self.bodies for item in body if "x" in item]
 
-    def _one(self, item: dict[str, Any]) -> bytes:
+    def _one(self, item: dict[str, Any], alone: bool) -> bytes:
         try:
             request = requests.parse(item)
-            reply = getattr(self, f"_{request.op}")(request)
+            do = getattr(self, f"_{request.op}")
+            reply = do(request) if request.producer is None else self._numbered(request, do, alone)
         except RequestError as error:
             reply = replies.error_map(error, **({"session": item["session"]} if "session" in item else {}))
         return bytes(replies.encode(reply if "id" not in item else {**reply, "id": item["id"]}))
+
+    def _numbered(
+        self, request: requests.Request, do: Callable[[requests.Request], dict[str, Any]], alone: bool
+    ) -> dict[str, Any]:
+        numbers = self.numbers.setdefault((request.session, request.producer or ""), Numbers())
+        said = f"{request.session}: producer {request.producer} sent n={request.n}"
+        ack = request.n - 1 if alone and request.ack is None else request.ack or 0
+        for n in [n for n in numbers.kept if n <= ack]:
+            del numbers.kept[n]
+        what = (request.op, request.x, request.state, request.to)
+        if request.n > numbers.last + 1:
+            raise Gap(f"{said}, expected {numbers.last + 1}.", expected=numbers.last + 1)
+        if request.n <= numbers.last:
+            if request.n not in numbers.kept:
+                raise Stale(f"{said}; its reply is not kept.", last=numbers.last)
+            before, reply = numbers.kept[request.n]
+            if before != what:
+                raise Conflict(f"{said}, which was another request.", field="n")
+            return {**reply, "again": True}
+        reply = do(request)
+        numbers.last = request.n
+        numbers.kept[request.n] = what, reply
+        while len(numbers.kept) > self.replies:
+            del numbers.kept[min(numbers.kept)]
+        return reply
 
     def _live(self, request: requests.Request) -> int:
         why = "closed" if request.session in self.closed else "never"
@@ -69,19 +111,56 @@ class Counting:
         if request.x == BAD:
             raise BadToken(f"x is {BAD}; not with us.", field="x")
         self.ts[request.session] = t
+        self.applied.setdefault(request.session, []).append(request.x)
         reply: dict[str, Any] = {"session": request.session, "t": t}
         if opened:
             reply["opened"] = True
+        return {**reply, **self._predict(request.x, request)}
+
+    def _predict(self, x: Any, request: requests.Request) -> dict[str, Any]:
+        reply: dict[str, Any] = {}
         if request.surprisal:
             reply["surprisal"] = 0.5
         if request.want == "none":
             return reply
-        reply["y"] = ord(request.x) if isinstance(request.x, str) else request.x
+        reply["y"] = ord(x) if isinstance(x, str) else x
         if request.want in ("probs", "logits"):
             reply[request.want] = struct.pack(f"<{self.outputs}f", *range(self.outputs))
         if isinstance(request.want, int):
             reply["top"] = [[id, 1 / (id + 2)] for id in range(request.want)]
         return {**reply, "p": 0.25, "label": "la"}
+
+    def _open(self, request: requests.Request) -> dict[str, Any]:
+        if request.session in self.ts:
+            raise Exists(f"{request.session} is open.")
+        self.ts[request.session] = 0 if request.state is None else self._t(request.state)
+        self.closed.discard(request.session)
+        return {"session": request.session, "t": self.ts[request.session], "opened": True}
+
+    def _fork(self, request: requests.Request) -> dict[str, Any]:
+        t = self._live(request)
+        if request.to in self.ts:
+            raise Exists(f"{request.to} is open.")
+        self.ts[request.to] = t
+        return {"session": request.session, "to": request.to, "t": t}
+
+    def _peek(self, request: requests.Request) -> dict[str, Any]:
+        t = self._live(request)
+        return {"session": request.session, "t": t, "ys": [self._predict(x, request) for x in request.xs]}
+
+    def _snapshot(self, request: requests.Request) -> dict[str, Any]:
+        t = self._live(request)
+        return {"session": request.session, "t": t, "state": str(t).encode()}
+
+    def _restore(self, request: requests.Request) -> dict[str, Any]:
+        self._live(request)
+        self.ts[request.session] = self._t(request.state)
+        return {"session": request.session, "t": self.ts[request.session]}
+
+    def _t(self, state: bytes | None) -> int:
+        if state is None or not state.isdigit():
+            raise BadState("The state is no number.")
+        return int(state)
 
     def _reset(self, request: requests.Request) -> dict[str, Any]:
         self.ts[request.session] = 0
@@ -103,7 +182,11 @@ class Counting:
             "input": {"kind": "token", "size": 100},
             "output": {"kind": "categorical", "size": self.outputs},
         }
-        return {"protocol": PROTOCOL, "version": "0", "worker": "toy", "limits": asdict(self.limits), "model": model}
+        limits = asdict(self.limits) | {"replies": self.replies, "producers": 256, "producer_s": 300}
+        return {"protocol": PROTOCOL, "version": "0", "worker": "toy", "limits": limits, "model": model}
+
+    def _stats(self, request: requests.Request) -> dict[str, Any]:
+        return {"bodies": len(self.bodies)}
 
     def _ping(self, request: requests.Request) -> dict[str, Any]:
         return {"ok": True, "worker": "toy"}
@@ -154,7 +237,8 @@ class ToyWorker:
 
     def stop(self) -> None:
         if self._context is not None and self._thread is not None and self._control is not None:
-            self._control.send(b"")
+            if self._thread.is_alive():
+                self._control.send(b"")
             self._thread.join(DEADLINE_S)
             assert not self._thread.is_alive()
             self._control.close()

@@ -1,19 +1,21 @@
 """docs/protocol.md says what the code does: its examples byte for byte, its tables against the code's."""
 
-import dataclasses
 import io
 import re
 
 import msgpack
 import pytest
 
+from rnnstream.engine import snapshot
+from rnnstream.engine.numbering import JUDGEMENTS
 from rnnstream.errors import RequestError
-from rnnstream.wire.limits import Limits
+from rnnstream.wire.replies import decode
 from rnnstream.wire.requests import COMMON, OPS
 from tests.worker_example import BLOCK, PAGE, ask, example_core, shown
 
 TEXT = PAGE.read_text()
 BLOCKS = BLOCK.findall(TEXT)
+NUMBERING = "## 3. Numbering: how a token counts once"
 
 
 def rows(heading: str) -> list[list[str]]:
@@ -40,8 +42,21 @@ def test_every_example_is_what_the_worker_answers_byte_for_byte():
 
 
 def test_every_operation_has_an_example():
-    asked = {msgpack.unpackb(bytes.fromhex(block[2])).get("op", "step") for block in BLOCKS[:5] + BLOCKS[7:12]}
+    asked = {item.get("op", "step") for block in BLOCKS[:-1] for item in msgpack.Unpacker(io.BytesIO(bytes.fromhex(block[2])))}
     assert asked == set(OPS)
+
+
+def test_the_table_of_numbers_is_the_codes():
+    assert {(n, reply): outcome for n, reply, outcome in rows(NUMBERING)} == {
+        (f"{n}", reply): outcome for (n, reply), outcome in JUDGEMENTS.items()
+    }
+
+
+def test_the_layout_of_a_snapshot_is_the_codes():
+    told = [(offset, size, what.split(":")[0]) for offset, size, what in rows("## 4. Snapshots")]
+    lines = snapshot.__doc__.split("::\n\n")[1].split("\n\nThe checksum")[0].splitlines()[1:]
+    listed = [(offset, size.replace(".", ""), what) for offset, size, what in (line.split(None, 2) for line in lines)]
+    assert [row[:2] for row in told] == [(offset.replace("end", ""), size) for offset, size, _ in listed]
 
 
 def test_the_table_of_operations_is_the_codes():
@@ -57,7 +72,7 @@ def test_the_table_of_request_keys_names_each_key_once():
 
 def test_the_table_of_limits_is_what_hello_says():
     listed = [row[0].strip("`") for row in rows("### Limits")]
-    assert sorted(listed) == sorted(field.name for field in dataclasses.fields(Limits))
+    assert sorted(listed) == sorted(decode(ask(example_core(), msgpack.packb({"op": "hello"})))[0]["limits"])
 
 
 def test_the_table_of_errors_is_the_tree_of_exceptions():
@@ -66,8 +81,8 @@ def test_the_table_of_errors_is_the_tree_of_exceptions():
 
 @pytest.mark.parametrize(("heading", "path"), [("### Keys of replies", ()), ("### The model in hello", ("model",))])
 def test_every_key_of_the_examples_replies_is_in_the_tables(heading, path):
-    listed = {row[0].strip("`") for row in rows(heading)}
-    extras = {"field", "why", "limit", "retry_after_ms"}  # of errors: in their own table
+    listed = {key for row in rows(heading) for key in keys(row[0])}
+    extras = {"field", "why", "limit", "retry_after_ms", "expected", "last"}  # of errors: in their own table
     found = set()
     for block in BLOCKS:
         for reply in msgpack.Unpacker(io.BytesIO(bytes.fromhex(block[4]))):

@@ -37,15 +37,24 @@ def test_the_client_example(address, tmp_path):
     assert len(lines) == 1 + len("R:jig\nM:6/8\n")
 
 
+def test_the_example_of_what_can_be_done_with_a_state(address, tmp_path):
+    check = "\n    print(session.info()['t'], other.info()['t'], session.snapshot() == state)"
+    lines = run(
+        [sys.executable, "-c", PYTHON[1].rstrip().replace("tcp://127.0.0.1:5555", address) + check], tmp_path
+    ).splitlines()
+    assert lines[-1] == "7 13 True"
+    assert len(lines) == len("M:6/8") + 1
+
+
 def test_the_asyncio_example(address, tmp_path):
-    lines = run([sys.executable, "-c", PYTHON[1].replace("tcp://127.0.0.1:5555", address)], tmp_path).splitlines()
+    lines = run([sys.executable, "-c", PYTHON[2].replace("tcp://127.0.0.1:5555", address)], tmp_path).splitlines()
     assert [line.split()[0] for line in lines] == [str(t) for t in range(1, 8)]
     assert lines[0] == "1 'R'"
 
 
 def test_the_example_without_a_server(tmp_path):
     check = "\nassert ys.shape == (12, 65) and engine.sessions() == ['one', 'two'] and y.shape == (65,)"
-    run([sys.executable, "-c", PYTHON[2] + check], tmp_path)
+    run([sys.executable, "-c", PYTHON[3] + check], tmp_path)
 
 
 def test_the_shell_example(address, tmp_path):

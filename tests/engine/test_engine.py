@@ -13,18 +13,9 @@ from rnnstream.errors import BadRequest, BadToken, Full, NotFinite, RequestError
 from rnnstream.model.step import StepModel
 
 from .models import DTYPES, HUGE, SPOILED, V, dense, network, relu
+from .sequences import everything, moved
 
 Make = Callable[..., Engine]
-
-
-def everything(engine: Engine) -> dict[str, tuple[int, bytes]]:
-    """Every open session with its step count and the bytes of its state."""
-    return {name: (engine.info(name)["t"], engine.state(name).tobytes()) for name in sorted(engine.sessions())}
-
-
-def moved(model: StepModel, tokens: dict[str, list[Any]]) -> dict[str, tuple[int, bytes]]:
-    """What `everything` gives if these sessions have had these tokens."""
-    return {name: (len(xs), model.run(xs).tobytes()) for name, xs in sorted(tokens.items())}
 
 
 # Steps ----------------------------------------------------------------------------------------------------------------

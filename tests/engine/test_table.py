@@ -1,4 +1,4 @@
-"""The session table: rows taken and given back, names remembered as closed."""
+"""The session table: rows taken and given back, names remembered that are not open any more."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from rnnstream.engine import table as module
-from rnnstream.engine.table import Table
+from rnnstream.engine.numbering import Numbering, Producer
+from rnnstream.engine.table import Table, Tombstone
 from rnnstream.errors import Full
+
+
+def new(width: int = 1, *, max_sessions: int = 9) -> Table:
+    return Table(np.zeros(width), max_sessions=max_sessions, numbering=Numbering())
 
 
 def opened(table: Table, name: str, now: float = 0.0) -> int:
@@ -17,7 +22,7 @@ def opened(table: Table, name: str, now: float = 0.0) -> int:
 
 
 def test_growth_keeps_what_is_in_the_rows() -> None:
-    table = Table(np.array([0.5, -1], np.float32), max_sessions=1000)
+    table = Table(np.array([0.5, -1], np.float32), max_sessions=1000, numbering=Numbering())
     for i in range(300):
         row = opened(table, f"s{i}", i)
         table.states[row, 0] = i
@@ -30,7 +35,7 @@ def test_growth_keeps_what_is_in_the_rows() -> None:
 
 
 def test_a_name_keeps_its_row_until_it_is_neither_open_nor_waited_for() -> None:
-    table = Table(np.zeros(1), max_sessions=3)
+    table = new(max_sessions=3)
     row = table.take("a")
     assert table.take("a") == row
     assert table.open_count == 0
@@ -48,7 +53,7 @@ def test_a_name_keeps_its_row_until_it_is_neither_open_nor_waited_for() -> None:
 
 
 def test_rows_that_are_only_waited_for_count_towards_the_limit() -> None:
-    table = Table(np.zeros(1), max_sessions=2)
+    table = new(max_sessions=2)
     opened(table, "a")
     row = table.take("b")
     with pytest.raises(Full, match="2 sessions are open"):
@@ -60,25 +65,55 @@ def test_rows_that_are_only_waited_for_count_towards_the_limit() -> None:
 
 
 def test_an_opening_that_is_withdrawn_leaves_no_trace() -> None:
-    table = Table(np.zeros(1), max_sessions=2)
+    table = new(max_sessions=2)
     row = opened(table, "a")
     table.withdraw(row)
     table.free(row)
     table.check()
-    assert (table.open_count, table.rows, table.was_closed("a")) == (0, {}, False)
+    assert (table.open_count, table.rows, len(table.tombstones)) == (0, {}, 0)
 
 
-def test_the_oldest_closed_names_are_forgotten_at_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CLOSED_NAMES", 3)
-    table = Table(np.zeros(1), max_sessions=9)
-    for name in "abcde":
+def test_the_oldest_tombstones_go_at_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TOMBSTONES", 3)
+    table = new()
+    for i, name in enumerate("abcde"):
         row = opened(table, name)
-        table.close(row)
+        table.close(row, "expired" if i % 2 else "closed")
         table.free(row)
-    assert [table.was_closed(name) for name in "abcde"] == [False, False, True, True, True]
+        table.check()
+    assert [(name, tombstone.why) for name, tombstone in table.tombstones.items()] == [
+        ("c", "closed"),
+        ("d", "expired"),
+        ("e", "closed"),
+    ]
     opened(table, "d")
-    assert [table.was_closed(name) for name in "cde"] == [True, False, True]
+    assert list(table.tombstones) == ["c", "e"]
+    table.close(opened(table, "c"))
+    assert list(table.tombstones) == ["e", "c"]
     table.check()
+
+
+def test_a_row_shows_nothing_of_the_session_that_had_it() -> None:
+    """Neither one that is handed out again, nor one in arrays that have grown."""
+    a0 = np.array([0.5, -1], np.float32)
+    table = Table(a0, max_sessions=1000, numbering=Numbering())
+    rows = []
+    for i in range(200):
+        row = opened(table, f"s{i}", now=i)
+        table.states[row], table.t[row] = [7, i], i
+        rows.append(row)
+    for i in range(0, 200, 3):
+        if i % 2:
+            table.close(rows[i])
+        else:
+            table.withdraw(rows[i])
+        table.free(rows[i])
+    for i in range(200):
+        row = table.take(f"new{i}")
+        assert table.states[row].tobytes() == a0.tobytes()
+        assert (table.t[row], table.live[row], table.producers[row]) == (0, 0, None)
+    table.check()
+    assert len(table.t) > 200
 
 
 @pytest.mark.parametrize(
@@ -89,13 +124,15 @@ def test_the_oldest_closed_names_are_forgotten_at_a_bound(monkeypatch: pytest.Mo
         lambda table: table._free.append(0),
         lambda table: table.states.__setitem__(0, np.nan),
         lambda table: table.t.__setitem__(0, -1),
-        lambda table: table._closed.__setitem__("a", None),
+        lambda table: table.tombstones.__setitem__("a", Tombstone("closed", None)),
+        lambda table: table.producers.__setitem__(0, {"p": Producer()}),
+        lambda table: table.opened_at.__setitem__(0, 99),
         lambda table: setattr(table, "open_count", 2),
         lambda table: setattr(table, "max_sessions", 0),
     ],
 )
 def test_check_finds_damage(damage: object) -> None:
-    table = Table(np.zeros(2), max_sessions=9)
+    table = new(2)
     opened(table, "a")
     table.free(table.take("b"))
     table.check()

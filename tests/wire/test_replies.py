@@ -16,7 +16,17 @@ from hypothesis import strategies as st
 from rnnstream import errors
 from rnnstream.errors import ProtocolError, RequestError
 from rnnstream.prediction import Prediction
-from rnnstream.wire.replies import STEP_T, decode, encode, error_map, step_head, step_label, step_replies, with_id
+from rnnstream.wire.replies import (
+    STEP_T,
+    decode,
+    encode,
+    error_map,
+    step_head,
+    step_label,
+    step_replies,
+    with_again,
+    with_id,
+)
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=50)
 one = st.tuples(names, st.integers(0, STEP_T), st.integers(0, 9), st.floats(0, 1))
@@ -52,6 +62,12 @@ def test_ordinary_replies_for_names_of_every_length_class(size: int) -> None:
 @pytest.mark.parametrize("reply", [{}, {"session": "s", "t": 1}, {str(i): i for i in range(14)}])
 def test_an_id_behind_a_reply(reply: dict[str, Any], number: int) -> None:
     assert with_id(msgpack.packb(reply), number) == msgpack.packb({**reply, "id": number})
+
+
+def test_a_kept_reply_says_so_before_its_id() -> None:
+    reply = {"session": "s", "t": 1, "top": [[1, 0.5]], "probs": b"1234"}
+    assert with_again(msgpack.packb(reply)) == msgpack.packb({**reply, "again": True})
+    assert with_id(with_again(msgpack.packb(reply)), "i") == msgpack.packb({**reply, "again": True, "id": "i"})
 
 
 def test_a_step_count_beyond_the_fixed_width_is_an_error_not_a_wrong_number() -> None:
@@ -103,7 +119,11 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "bad_message": {},
     "bad_request": {"field": "want"},
     "bad_token": {"field": "x"},
-    "unknown_session": {"why": "closed"},
+    "unknown_session": {"why": "expired"},
+    "exists": {},
+    "gap": {"expected": 7},
+    "stale": {"last": 2**64 - 1},
+    "bad_state": {},
     "conflict": {"field": "t", "t": 2**40},
     "not_finite": {},
     "busy": {"retry_after_ms": 50},
@@ -153,11 +173,11 @@ def test_an_error_can_be_pickled(code: str) -> None:
 
 
 def test_a_code_of_a_newer_worker_is_a_plain_request_error() -> None:
-    error = RequestError.from_reply({"error": "gap", "message": "m", "expected": 7})
+    error = RequestError.from_reply({"error": "asleep", "message": "m", "expected": 7})
     assert type(error) is RequestError
-    assert error.code == "gap"
+    assert error.code == "asleep"
     assert error.expected == 7
-    assert pickle.loads(pickle.dumps(error)).code == "gap"
+    assert pickle.loads(pickle.dumps(error)).code == "asleep"
     assert RequestError.code == "error"
 
 

@@ -7,11 +7,13 @@ import struct
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rnnstream.errors import BadRequest
+from rnnstream.wire.limits import PEEK_TOKENS
 from rnnstream.wire.requests import MOST_KEYS, OPS, Request, decode, encode, parse, readable
 
 MOST = 1024
@@ -151,6 +153,12 @@ RIGHT: dict[str, list[Any]] = {
     "want": ["argmax", "none", "probs", "logits", 1, 100],
     "surprisal": [True, False],
     "t": [0, 1, 2**64 - 1],
+    "producer": ["p", "p" * 64, "é" * 32, "𝄞" * 16],
+    "n": [1, 2**64 - 1],
+    "ack": [0, 1, 2**64 - 1],
+    "to": ["s", "x" * 200, "é" * 100],
+    "state": [b"", b"x" * 1000],
+    "xs": [[0], [None, "word", [1.5]], [1] * PEEK_TOKENS],
     "id": ["", "x" * 64, "é" * 32, "𝄞" * 16, b"", b"x" * 64, 0, -1, 2**64 - 1, -(2**63)],
     "prefix": ["", "s", "x" * 200, "é" * 100],
     "after": [0, 1, 2**64 - 1],
@@ -162,33 +170,56 @@ WRONG: dict[str, list[Any]] = {
     "want": [1.0, True, False, None, b"argmax", ["argmax"], {}],  # which words and numbers, the model decides
     "surprisal": [0, 1, "true", None, []],
     "t": [-1, 1.0, True, "1", None, [1]],
+    "producer": ["", "p" * 65, "é" * 33, 5, None, b"p", ["p"]],
+    "n": [0, -1, 1.0, True, "1", None],
+    "ack": [-1, 1.0, True, "1", None],
+    "to": ["", *NO_NAMES],
+    "state": ["", "state", None, 5, [1]],
+    "xs": [[], [1] * (PEEK_TOKENS + 1), "word", 5, None, {"a": 1}, b"x"],
     "id": ["x" * 65, "é" * 33, "𝄞" * 17, b"x" * 65, 1.5, True, None, [], {}],
     "prefix": NO_NAMES,
     "after": [-1, 1.0, True, "1", None],
     "limit": [0, 1001, -1, 1.0, True, "1", None],
 }
-NEEDED = {"session": "s", "x": 3}
+NEEDED = {"session": "s", "x": 3, "xs": [3], "to": "copy", "state": b"state"}
+NOT_NEEDED = ("open", "state")
+NUMBERED = ("step", "open", "reset", "close", "fork", "restore")
 DEFAULTS = Request()
 
 
-def least(op: str) -> dict[str, Any]:
-    """The smallest right request of an operation."""
-    return {"op": op} | {key: value for key, value in NEEDED.items() if key in OPS[op]}
+def needed(op: str) -> set[str]:
+    return {key for key in NEEDED if key in OPS[op] and (op, key) != NOT_NEEDED}
+
+
+def least(op: str, key: str = "") -> dict[str, Any]:
+    """The smallest right request of an operation that may have this key."""
+    numbered = {"producer": "p", "n": 1} if key in ("producer", "n", "ack") else {}
+    return {"op": op} | {key: NEEDED[key] for key in needed(op)} | numbered
 
 
 CASES = [(op, key) for op in OPS for key in ("id", *OPS[op])]
 
 
 def test_the_operations_and_their_keys() -> None:
-    assert OPS == {
-        "step": ("session", "x", "want", "surprisal", "t"),
-        "reset": ("session", "t"),
-        "close": ("session", "t"),
+    assert {op: keys for op, keys in OPS.items() if op not in NUMBERED} == {
+        "peek": ("session", "xs", "want", "surprisal"),
+        "snapshot": ("session",),
         "info": ("session",),
         "hello": (),
         "ping": (),
         "sessions": ("prefix", "after", "limit"),
+        "stats": (),
     }
+    numbering = ("t", "producer", "n", "ack")
+    assert {op: OPS[op][: -len(numbering)] for op in NUMBERED} == {
+        "step": ("session", "x", "want", "surprisal"),
+        "open": ("session", "state"),
+        "reset": ("session",),
+        "close": ("session",),
+        "fork": ("session", "to"),
+        "restore": ("session", "state"),
+    }
+    assert all(OPS[op][-len(numbering) :] == numbering for op in NUMBERED)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -200,13 +231,15 @@ def test_keys_that_are_absent_have_their_defaults(op: str) -> None:
 
 
 def test_the_defaults() -> None:
-    assert parse({"session": "s", "x": 1}) == Request("step", "s", 1, "argmax", False, None, None, "", 0, 100)
+    assert parse({"session": "s", "x": 1}) == Request(
+        "step", "s", 1, "argmax", False, None, None, 0, None, "", None, None, None, "", 0, 100
+    )
 
 
 @pytest.mark.parametrize(("op", "key"), CASES)
 def test_right_values_are_taken_as_they_are(op: str, key: str) -> None:
     for value in RIGHT[key]:
-        found = getattr(parse({**least(op), key: value}), key)
+        found = getattr(parse({**least(op, key), key: value}), key)
         assert found == value
         assert type(found) is type(value)
 
@@ -215,15 +248,44 @@ def test_right_values_are_taken_as_they_are(op: str, key: str) -> None:
 def test_wrong_values_are_told_by_their_field(op: str, key: str) -> None:
     for value in WRONG[key]:
         with pytest.raises(BadRequest) as error:
-            parse({**least(op), key: value})
+            parse({**least(op, key), key: value})
         assert error.value.field == key
         assert str(error.value).startswith(f"{key} is ")
         assert len(str(error.value)) < 300
 
 
+@pytest.mark.parametrize("op", NUMBERED)
+@pytest.mark.parametrize("keys", [("producer",), ("n",), ("ack",), ("n", "ack"), ("producer", "ack")])
+def test_numbering_comes_whole(op: str, keys: tuple[str, ...]) -> None:
+    for order in (keys, keys[::-1]):
+        with pytest.raises(BadRequest, match="producer and n come together") as error:
+            parse(least(op) | {key: "p" if key == "producer" else 1 for key in order})
+        assert error.value.field == keys[0]
+
+
+def test_what_makes_a_repeat_the_same_request() -> None:
+    def identity(**keys: Any) -> Any:
+        return parse(least(keys.get("op", "step")) | keys).identity()
+
+    assert identity(x=3) == identity(x=3, want="none", t=5, id=1, surprisal=True)
+    different = [
+        identity(x=3),
+        identity(x=4),
+        *(identity(op=op) for op in NUMBERED if op != "step"),
+        identity(op="open", state=b""),
+        identity(op="open", state=b"a" * 1000),
+        identity(op="restore", state=b"a" * 1000),
+        identity(op="fork", to="other"),
+    ]
+    assert len(set(different)) == len(different)
+    vectors = [Request(x=np.array(x, np.float32)).identity() for x in ([1, 2], [1, 2], [2, 1])]
+    assert vectors[0] == vectors[1] != vectors[2]
+    assert len(vectors[0]) == 16
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_keys_that_an_operation_does_not_take(op: str) -> None:
-    strangers = {key for keys in OPS.values() for key in keys} - set(OPS[op]) | {"sesion", "Session", "producer", "n", ""}
+    strangers = {key for keys in OPS.values() for key in keys} - set(OPS[op]) | {"sesion", "Session", "again", ""}
     for key in strangers:
         with pytest.raises(BadRequest, match=f"{op} has no key {key!r}") as error:
             parse({**least(op), key: 1})
@@ -232,7 +294,7 @@ def test_keys_that_an_operation_does_not_take(op: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_keys_that_an_operation_needs(op: str) -> None:
-    for key in set(NEEDED) & set(OPS[op]):
+    for key in needed(op):
         item = least(op)
         del item[key]
         with pytest.raises(BadRequest, match=f"{op} needs the key {key!r}") as error:
@@ -240,7 +302,7 @@ def test_keys_that_an_operation_needs(op: str) -> None:
         assert error.value.field == key
 
 
-@pytest.mark.parametrize("op", ["", "Step", "fork", 5, None, ["step"], {"step": 1}, b"step", True])
+@pytest.mark.parametrize("op", ["", "Step", "forks", 5, None, ["step"], {"step": 1}, b"step", True])
 def test_operations_that_are_not_there(op: Any) -> None:
     with pytest.raises(BadRequest) as error:
         parse({"op": op, "session": "s", "x": 1})

@@ -68,7 +68,7 @@ class Driver:
 
     def depth(self, session: str) -> int:
         """How many requests of this session wait."""
-        return self.core._intake._waiting[self.engine.table.rows[session]]
+        return self.core._intake.waves.waiting[self.engine.table.rows[session]]
 
     def states(self) -> dict[str, tuple[int, bytes]]:
         """Every open session with its step count and the bytes of its state."""

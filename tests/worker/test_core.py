@@ -307,8 +307,8 @@ def test_sessions_that_come_and_go_leave_nothing_behind(drive: Drive) -> None:
         driver.handle((f"{i:05}".encode(), body))
         driver.finish()
     intake = driver.core._intake
-    assert len(intake._waiting) == len(intake.heads) == len(driver.engine.table.names) <= 4
-    assert (intake.order.held, intake._closing, len(intake._waves)) == ({}, set(), 1)
+    assert len(intake.waves.waiting) == len(intake.heads) == len(driver.engine.table.names) <= 4
+    assert (intake.order.held, intake.waves.closing, len(intake.waves._waves)) == ({}, set(), 1)
 
 
 def test_an_engine_is_all_a_core_needs() -> None:

@@ -1,0 +1,270 @@
+"""Numbering: how a request counts once, however often it is sent.
+
+A producer numbers what it does to a session: 1, 2, 3, ... The engine remembers the last number that counted and the replies
+that the producer may not have yet; `JUDGEMENTS` is the whole table of what becomes of a number. Replies are bytes to it, and
+requests are whatever can be compared.
+
+All of it is bounded: producers by session and in all; replies by producer, and in all. A producer's last reply, if it is an
+ordinary one, is part of the producer; all others share a budget, out of which the producers that have kept the least lately
+go first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from rnnstream.errors import Conflict, Full, Gap, Stale
+
+# n against the last number that counted; the reply to n, if n counted; what happens.
+JUDGEMENTS = {
+    ("last + 1", ""): "applied",
+    ("at most last", "kept, same request"): "again",
+    ("at most last", "kept, another request"): "conflict",
+    ("at most last", "no longer kept"): "stale",
+    ("beyond last + 1", ""): "gap",
+}
+
+ORDINARY_BYTES = 2048  # of a reply that is part of its producer: a prediction without probabilities
+ENTRY_BYTES = 200  # of the objects around a kept reply
+LOOKED_AT = 64  # sessions that a newcomer looks through for producers to forget, when there are too many in all: microseconds
+
+
+class Producer:
+    """What is remembered of a producer in a session.
+
+    Attributes:
+        last: the last number that counted.
+        heard_at: seconds, when it last was applied or repeated.
+        request: the request with that number, to be compared.
+        reply: its reply; None where it is among `more`, or no longer kept.
+        more: further kept replies, (n, request, reply), oldest first.
+        held_bytes: of `more`.
+    """
+
+    __slots__ = ("heard_at", "held_bytes", "last", "more", "reply", "request")
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.heard_at = 0.0
+        self.request: Any = None
+        self.reply: bytes | None = None
+        self.more: deque[tuple[int, Any, bytes]] | None = None
+        self.held_bytes = 0
+
+    def find(self, n: int) -> tuple[Any, bytes] | None:
+        """The request with this number and its reply, if that is kept. O(replies kept)."""
+        if n == self.last and self.reply is not None:
+            return self.request, self.reply
+        return next((entry[1:] for entry in self.more or () if entry[0] == n), None)
+
+
+Producers: TypeAlias = dict[str, Producer]  # of one session, by their ids
+
+
+@dataclass
+class Numbering:
+    """The producers of all sessions, within bounds.
+
+    Attributes:
+        replies: most replies kept for a producer in a session: a body of the most requests can be repeated as a whole.
+        reply_bytes: most bytes of these; so much may be in flight by the bounds of a client's window.
+        producers: most producers of a session. Each run of a program is one.
+        producer_s: seconds of silence before a producer is forgotten to make room: longer than anybody waits for a reply.
+        most_producers: in all: 0.7 GB with an ordinary reply each. Newcomers of one wave that find the last place share it.
+        most_bytes: of replies beside those ordinary ones, in all.
+        count: producers in all.
+        held_bytes: of replies in all producers' `more`.
+    """
+
+    replies: int = 512
+    reply_bytes: int = 1 << 20
+    producers: int = 256
+    producer_s: float = 300
+    most_producers: int = 2_000_000
+    most_bytes: int = 256 << 20
+    count: int = field(default=0, init=False)
+    held_bytes: int = field(default=0, init=False)
+    _holders: OrderedDict[Producer, None] = field(default_factory=OrderedDict, init=False)  # with `more`, by when they kept
+    _round: deque[Producers] = field(default_factory=deque, init=False)  # every session's that has any, and some without
+
+    def judge(self, session: str, known: Producers | None, producer: str, n: int, request: Any, t: int) -> bytes | None:
+        """Judge a number whose turn has come.
+
+        Args:
+            session: its name, for the sentences of errors.
+            known: the producers of the session.
+            producer: id of this one.
+            n: its number.
+            request: what makes it the same request.
+            t: the session's step count, for `conflict`.
+
+        Returns:
+            The kept reply, or None: the request is to be applied, and then kept with `keep`.
+
+        Raises:
+            Gap, Stale, Conflict: by the table.
+        """
+        mine = (known or {}).get(producer)
+        last = mine.last if mine is not None else 0
+        found = mine.find(n) if mine is not None and n <= last else None
+        if n > last:
+            place = ("last + 1", "") if n == last + 1 else ("beyond last + 1", "")
+        elif found is None:
+            place = ("at most last", "no longer kept")
+        else:
+            place = ("at most last", "kept, same request" if found[0] == request else "kept, another request")
+        told = f"{session}: producer {producer} sent n={n}"
+        match JUDGEMENTS[place]:
+            case "again":
+                assert found is not None
+                return found[1]
+            case "conflict":
+                raise Conflict(f"{told}, which counted for another request; a repeat is the same request.", field="n", t=t)
+            case "stale":
+                raise Stale(f"{told} again: it has counted, but its reply is no longer kept; the last is {last}.", last=last)
+            case "gap":
+                raise Gap(f"{told}, expected {last + 1}.", expected=last + 1)
+        return None
+
+    def welcome(self, session: str, known: Producers | None, producer: str, now: float) -> None:
+        """See whether there is room for this producer, if it is a newcomer; changes nothing of the session.
+
+        Raises:
+            Full: there is none, and no other producer has been silent for long enough to be forgotten.
+        """
+        known = known or {}
+        if producer in known:
+            return
+        if self.count >= self.most_producers:
+            self._tidy(LOOKED_AT, now)
+        if len(known) < self.producers and self.count < self.most_producers:
+            return
+        if known and now - _quietest(known)[1].heard_at >= self.producer_s:
+            return
+        raise Full(
+            f"{session}: producer {producer} is new, and there is room for {self.producers} in a session and "
+            f"{self.most_producers} in all; one is forgotten after {self.producer_s:g} s of silence."
+        )
+
+    def keep(self, known: Producers, producer: str, n: int, request: Any, reply: bytes, ack: int, now: float) -> None:
+        """A number has counted.
+
+        Args:
+            known: the producers of the session.
+            producer: id of this one.
+            n: its number, `last` + 1.
+            request: what makes a repeat the same request.
+            reply: what a repeat gets.
+            ack: replies up to this number are dropped.
+            now: seconds.
+        """
+        mine = known.get(producer) or self._enrol(known, producer, now)
+        assert n == mine.last + 1
+        if mine.more is not None:
+            self.acknowledge(mine, ack)
+        if mine.reply is not None and ack < mine.last:
+            self._hold(mine, mine.last, mine.request, mine.reply)
+        mine.last, mine.request, mine.reply, mine.heard_at = n, request, reply, now
+        if len(reply) > ORDINARY_BYTES:
+            mine.reply = None
+            self._hold(mine, n, request, reply)
+        if mine.more is not None:
+            self._hold_to_bounds(mine)
+
+    def acknowledge(self, mine: Producer, ack: int) -> None:
+        """Drop the replies among `more` up to this number."""
+        while mine.more is not None and mine.more[0][0] <= ack:
+            self._drop(mine)
+
+    def forget(self, known: Producers) -> None:
+        """A session's name is no longer remembered, and its producers with it."""
+        for mine in known.values():
+            self._release(mine)
+        known.clear()
+
+    def _enrol(self, known: Producers, producer: str, now: float) -> Producer:
+        """A newcomer for whom there is room, or room can be made."""
+        if not known:
+            self._tidy(2, None)  # so that what is empty goes as fast as it comes
+            self._round.append(known)
+        elif len(known) >= self.producers or self.count >= self.most_producers:
+            quietest, silent = _quietest(known)
+            if now - silent.heard_at >= self.producer_s:  # else it is the last of some newcomers that found one place
+                self._release(silent)
+                del known[quietest]
+        known[producer] = mine = Producer()
+        self.count += 1
+        return mine
+
+    def _tidy(self, sessions: int, now: float | None) -> None:
+        """Look at so many sessions, in turn: drop those without producers and, given the time, producers long silent."""
+        for _ in range(min(sessions, len(self._round))):
+            known = self._round.popleft()
+            if now is not None:
+                for producer, mine in list(known.items()):
+                    if now - mine.heard_at >= self.producer_s:
+                        self._release(mine)
+                        del known[producer]
+            if known:
+                self._round.append(known)
+
+    def _release(self, mine: Producer) -> None:
+        while mine.more is not None:
+            self._drop(mine)
+        self.count -= 1
+
+    def _hold(self, mine: Producer, n: int, request: Any, reply: bytes) -> None:
+        """Keep a reply out of the budget."""
+        if mine.more is None:
+            mine.more = deque()
+        mine.more.append((n, request, reply))
+        size = len(reply) + ENTRY_BYTES
+        mine.held_bytes += size
+        self.held_bytes += size
+        self._holders[mine] = None
+        self._holders.move_to_end(mine)
+
+    def _hold_to_bounds(self, mine: Producer) -> None:
+        """Drop what is kept beyond the bounds: the producer's own, then those in all."""
+        most = self.replies - (mine.reply is not None)
+        while mine.more is not None and (len(mine.more) > most or mine.held_bytes > self.reply_bytes):
+            self._drop(mine)
+        while self.held_bytes > self.most_bytes:
+            self._drop(next(iter(self._holders)))
+
+    def _drop(self, mine: Producer) -> None:
+        """Drop the oldest of `more`."""
+        assert mine.more is not None
+        _, _, reply = mine.more.popleft()
+        size = len(reply) + ENTRY_BYTES
+        mine.held_bytes -= size
+        self.held_bytes -= size
+        if not mine.more:
+            mine.more = None
+            del self._holders[mine]
+
+    def check(self, sessions: list[Producers]) -> None:
+        """Assert what always holds between calls, of these, the producers of all sessions."""
+        producers = [mine for known in sessions for mine in known.values()]
+        assert self.count == len(producers)
+        assert self.held_bytes == sum(mine.held_bytes for mine in producers) <= self.most_bytes
+        assert {id(mine) for mine in self._holders} == {id(mine) for mine in producers if mine.more is not None}
+        rounds = [id(known) for known in self._round if known]
+        assert sorted(rounds) == sorted(id(known) for known in sessions if known)
+        for known in sessions:
+            assert len(known) <= self.producers
+        for mine in producers:
+            numbers = [n for n, _, _ in mine.more or ()] + ([mine.last] if mine.reply is not None else [])
+            assert numbers == sorted(set(numbers))
+            assert len(numbers) <= self.replies
+            assert mine.last > 0
+            assert all(0 < n <= mine.last for n in numbers)
+            assert mine.held_bytes == sum(len(reply) + ENTRY_BYTES for _, _, reply in mine.more or ()) <= self.reply_bytes
+            assert mine.more is None or mine.more
+
+
+def _quietest(known: Producers) -> tuple[str, Producer]:
+    """Who has been silent for longest. O(producers of the session)."""
+    return min(known.items(), key=lambda item: item[1].heard_at)
