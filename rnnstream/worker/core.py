@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from rnnstream.engine.engine import Engine
@@ -72,8 +72,8 @@ class Core:
             bodies: bytes, or anything with the buffer interface.
             now: seconds, monotonic.
         """
-        self.stats.begin(now)
-        self.engine.expire(now, self._intake.waited_for)
+        if self.engine.idle_timeout_s is not None:
+            self.engine.expire(now, self._intake.waited_for)
         self.stats.bodies += len(bodies)
         self._intake.take(addresses, bodies, now)
 
@@ -111,19 +111,13 @@ class Core:
 
     def _run(self, wave: Wave, now: float) -> list[tuple[Address, bytes]]:
         """Run the requests of a wave, the tokens as one batch, the others one by one; the replies to tokens that came alone."""
-        self._judge_numbered(wave, now)
         steps: list[Step] = []
-        # What opens, copies or ends sessions comes before the tokens, of which nobody knows yet whether they count.
-        for is_step in (False, True):
-            for row, request, body, place in wave.others:
-                if (request.op == "step") is is_step:
-                    try:
-                        self._carry_out(row, request, body, place, steps, now)
-                    except RequestError as error:
-                        body.answer(place, self._answers.refused(error, {"session": request.session} | echo(request)))
-                    except Exception:
-                        body.answer(place, self._answers.internal({"session": request.session} | echo(request)))
-        rows = [*wave.rows, *wave.body_rows, *(row for row, *_ in wave.numbered)]
+        rows = wave.rows + wave.body_rows
+        if wave.numbered:
+            self._judge_numbered(wave, now)
+            rows += [row for row, *_ in wave.numbered]
+        if wave.others:
+            self._carry_out_all(wave, steps, now)
         try:
             replies = self._step(wave, rows, steps, now) if rows or steps else []
         except Exception:
@@ -145,6 +139,21 @@ class Core:
                 request = Request(session=names[row] or "", x=x, producer=producer, n=n, ack=ack)
                 wave.others.append((row, request, body, place))
         wave.numbered = kept
+
+    def _carry_out_all(self, wave: Wave, steps: list[Step], now: float) -> None:
+        """The requests of a wave that are not ordinary tokens; the steps among them are admitted and put into `steps`.
+
+        What opens, copies or ends sessions comes before the tokens, of which nobody knows yet whether they count.
+        """
+        for is_step in (False, True):
+            for row, request, body, place in wave.others:
+                if (request.op == "step") is is_step:
+                    try:
+                        self._carry_out(row, request, body, place, steps, now)
+                    except RequestError as error:
+                        body.answer(place, self._answers.refused(error, {"session": request.session} | echo(request)))
+                    except Exception:
+                        body.answer(place, self._answers.internal({"session": request.session} | echo(request)))
 
     def _carry_out(self, row: int, request: Request, body: Body, place: int, steps: list[Step], now: float) -> None:
         """A request whose turn has come: a step is admitted, all else is done and answered."""
@@ -174,15 +183,18 @@ class Core:
     def _step(self, wave: Wave, plain: list[int], steps: list[Step], now: float) -> list[bytes]:
         """One token for every row: replies to the ordinary ones, `plain`. Nothing has changed until all replies are made."""
         engine = self.engine
-        rows = [*plain, *(row for row, *_ in steps)]
-        xs = [*wave.xs, *wave.body_xs, *(x for _, x, *_ in wave.numbered), *(request.x for _, request, *_ in steps)]
+        rows, xs = plain, wave.xs + wave.body_xs
+        if wave.numbered:
+            xs += [x for _, x, *_ in wave.numbered]
+        if steps:
+            rows = rows + [row for row, *_ in steps]
+            xs += [request.x for _, request, *_ in steps]
         moves = engine.compute(rows, xs)
         replies = self._plain_replies(moves, plain) if plain else []
         answers = self._predicted(moves, len(plain), steps) if steps else []
-        bad = set() if moves.good is None else set((~moves.good).nonzero()[0].tolist())
         engine.commit(moves, now)
-        self.stats.batch(len(rows))
-        self.stats.tokens += len(rows) - len(bad)
+        bad = () if moves.good is None else (~moves.good).nonzero()[0].tolist()
+        self.stats.batch(len(rows), len(rows) - len(bad))
         for place in bad:
             row, error = rows[place], engine.not_finite(rows[place])
             if place < len(plain):
@@ -196,17 +208,19 @@ class Core:
             if place not in bad:
                 self._counted(row, request, answer, now)
                 body.answer(at, with_echo(answer, request))
-        self._number(wave, replies, bad, now)
+        if wave.marks or wave.numbered:
+            self._number(wave, replies, bad, now)
         return replies
 
-    def _number(self, wave: Wave, replies: list[bytes], bad: set[int], now: float) -> None:
+    def _number(self, wave: Wave, replies: list[bytes], bad: Container[int], now: float) -> None:
         """The ordinary tokens have counted, but for the bad ones: keep their replies for a repeat."""
-        numbering = self.engine.table.numbering
+        numbering, xs = self.engine.table.numbering, wave.xs
         for place, mine, n in wave.marks:
-            if place not in bad:
-                if mine.more is not None:  # a request alone in its body acknowledges all before it
-                    numbering.acknowledge(mine, n - 1)
-                mine.last, mine.request, mine.reply = n, wave.xs[place], replies[place]
+            if bad and place in bad:
+                continue
+            if mine.more is not None:  # a request alone in its body acknowledges all before it
+                numbering.acknowledge(mine, n - 1)
+            mine.last, mine.request, mine.reply = n, xs[place], replies[place]
         first = len(wave.rows) + len(wave.body_rows)
         for place, (row, x, producer, n, ack, _, _) in enumerate(wave.numbered, first):
             if place not in bad:
@@ -281,8 +295,9 @@ class Core:
         for start, stop, body, place in wave.bodies():
             body.replies[place : place + stop - start] = replies[alone + start : alone + stop]
             body.missing -= stop - start
-        for reply, (*_, body, place) in zip(replies[alone + len(wave.body_rows) :], wave.numbered, strict=True):
-            body.answer(place, reply)
+        if wave.numbered:
+            for reply, (*_, body, place) in zip(replies[alone + len(wave.body_rows) :], wave.numbered, strict=True):
+                body.answer(place, reply)
         return list(zip(wave.addresses, replies, strict=False))
 
     def check(self) -> None:

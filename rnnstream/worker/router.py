@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 
@@ -13,11 +14,13 @@ from rnnstream.worker.core import Core
 from rnnstream.worker.outbox import RETRY_S, Outbox
 from rnnstream.worker.queue import Address, routing_id
 
-# A turn reads and takes in bodies, some at a time, until nothing is left or it has lasted for long enough: whoever floods fills
-# the turns, and everybody else's token waits for one and is in the next. Longer ones would hardly be cheaper a token.
-DRAIN_BODIES = 64
-DRAIN_BYTES = 64 << 10
-TURN_S = 0.5e-3
+# A turn takes in what has arrived, a chunk at a time, until nothing is left, a connection has had its share, or the turn has
+# lasted for long enough. So whoever floods ends the turns early, and everybody else's token, which is in the next, comes soon.
+CHUNK_BODIES = 64
+CHUNK_BYTES = 16 << 10
+SHARE_BYTES = 32 << 10  # of a connection in a turn, a body counting `BODY_BYTES` more than it has: 100 tokens, or a body of 512
+BODY_BYTES = 256
+TURN_S = 2e-3
 WAITED_S = 10e-6  # a blocking read that took longer has waited: nothing else was there, and asking again costs 2.7 us
 FLUSH_S = 2.0  # for slow readers to take their last replies when the worker stops
 
@@ -66,12 +69,9 @@ class Router:
             if not core.full:
                 addresses, bodies, more = self._drain(wait=True)
                 now = clock()
-                turn_ends = now + TURN_S
                 core.take(addresses, bodies, now)
-                while more and now < turn_ends and not core.full:
-                    addresses, bodies, more = self._drain(wait=False)
-                    core.take(addresses, bodies, now)
-                    now = clock()
+                if more:
+                    self._take_more(addresses, bodies, now)
             self._turn(now)
         while core.waiting:
             self._turn(clock())
@@ -79,6 +79,19 @@ class Router:
         while outbox and clock() < deadline:
             self.socket.poll(int(RETRY_S * 1000), zmq.POLLERR)
             outbox.send([], clock())
+
+    def _take_more(self, addresses: list[Address], bodies: list[zmq.Frame], now: float) -> None:
+        """Go on with a turn behind its first chunk."""
+        core, share, turn_ends = self.core, defaultdict[Address, int](int), now + TURN_S
+        more = True
+        while more and now < turn_ends and not core.full:
+            for address, body in zip(addresses, bodies, strict=True):
+                share[address] += len(body) + BODY_BYTES
+            if max(share.values()) >= SHARE_BYTES:
+                break
+            addresses, bodies, more = self._drain(wait=False)
+            core.take(addresses, bodies, now)
+            now = time.monotonic()
 
     def _turn(self, now: float) -> None:
         """Have the core run a wave, and send what it answers."""
@@ -101,7 +114,7 @@ class Router:
             else:
                 flags, started = 0, time.perf_counter()
         try:
-            for _ in range(DRAIN_BODIES):
+            for _ in range(CHUNK_BODIES):
                 address: Address = recv(flags)
                 # As a frame, for a frame knows without a further call whether another one follows. Reading two frames
                 # blindly would be 0.5 us faster and let a peer's forged third frame pass as another peer's message.
@@ -112,7 +125,7 @@ class Router:
                     addresses.append(address)
                     bodies.append(body)
                 size += len(body)
-                if size >= DRAIN_BYTES:
+                if size >= CHUNK_BYTES:
                     break
                 if started:
                     if time.perf_counter() - started > WAITED_S:

@@ -27,34 +27,32 @@ class Stats:
         # Histograms by powers of two: place k counts what is below 2 ** k and not below 2 ** (k - 1).
         self._batches = [0] * 32
         self._latencies = [0] * 48
-        self._samples: deque[tuple[float, int]] = deque(maxlen=int(RATES_S[-1] / SAMPLE_S) + 2)  # (seconds, tokens)
         self._started: float | None = None
+        self._samples: deque[tuple[float, int]] = deque(maxlen=int(RATES_S[-1] / SAMPLE_S) + 2)  # (seconds, tokens)
+        self._sample_at = 0.0
 
-    def begin(self, now: float) -> None:
-        """A turn of the loop begins."""
-        if self._started is None:
-            self._started = now
-            self._samples.append((now, 0))
-
-    def batch(self, rows: int) -> None:
-        """So many rows are stepped together."""
+    def batch(self, rows: int, counted: int) -> None:
+        """So many rows were stepped together; so many of their tokens have counted."""
         self._batches[rows.bit_length()] += 1
+        self.tokens += counted
 
     def answered(self, bodies: int, seconds: float) -> None:
         """So many bodies were answered this long after they had been taken in."""
         self._latencies[min(int(seconds * 1e6).bit_length(), 47)] += bodies
 
     def end(self, now: float) -> None:
-        """The turn's replies were sent."""
-        if now - self._samples[-1][0] >= SAMPLE_S:
-            self._samples.append((now, self.tokens))
+        """A turn of the loop has ended."""
+        if now >= self._sample_at:
+            self._samples.append((now, 0 if self._started is None else self.tokens))
+            self._sample_at = now + SAMPLE_S
+            self._started = self._samples[0][0] if self._started is None else self._started
 
     def rates(self, now: float) -> list[list[float]]:
         """[seconds, tokens a second] over the last so many seconds, or since the start where that is less."""
         found = []
         for seconds in RATES_S:
             before = [sample for sample in self._samples if sample[0] <= now - seconds]
-            at, tokens = before[-1] if before else self._samples[0]
+            at, tokens = before[-1] if before else self._samples[0] if self._samples else (now, 0)
             found.append([float(seconds), (self.tokens - tokens) / (now - at) if now > at else 0.0])
         return found
 
