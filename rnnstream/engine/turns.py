@@ -70,6 +70,12 @@ class Turns(Rows):
             known[producer].heard_at = now  # already now: a newcomer judged after it does not displace it before it is kept
         return reply
 
+    def heard(self, row: int, producer: str, now: float) -> None:
+        """A request of this producer has come; it is not to be forgotten before its turn."""
+        mine = (self.table.producers[row] or {}).get(producer)
+        if mine is not None:
+            mine.heard_at = now
+
     def keep(self, row: int, producer: str, n: int, request: Any, reply: bytes, ack: int, now: float) -> None:
         """A numbered request was carried out: its number has counted; see `Numbering.keep`."""
         self.table.numbering.keep(self.table.known(row), producer, n, request, reply, ack, now)

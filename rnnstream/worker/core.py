@@ -114,7 +114,7 @@ class Core:
         steps: list[Step] = []
         rows = wave.rows + wave.body_rows
         if wave.numbered:
-            self._judge_numbered(wave, now)
+            self._judge_numbered(wave)
             rows += [row for row, *_ in wave.numbered]
         if wave.others:
             self._carry_out_all(wave, steps, now)
@@ -125,15 +125,14 @@ class Core:
         self._intake.done(wave)
         return self._deliver(wave, replies)
 
-    def _judge_numbered(self, wave: Wave, now: float) -> None:
+    def _judge_numbered(self, wave: Wave) -> None:
         """Leave in a wave's numbered tokens those that are their producer's next; the rest is looked at one by one."""
         table, names = self.engine.table, self.engine.table.names
         kept: list[Numbered] = []
         for token in wave.numbered:
             row, x, producer, n, ack, body, place = token
             mine = (table.producers[row] or {}).get(producer)
-            if mine is not None and n == mine.last + 1 and table.live[row]:
-                mine.heard_at = now  # which keeps it from being forgotten before the wave has run
+            if mine is not None and n == mine.last + 1:
                 kept.append(token)
             else:
                 request = Request(session=names[row] or "", x=x, producer=producer, n=n, ack=ack)

@@ -152,14 +152,15 @@ class Intake:
                         short += 1
                         continue
                     n, producer = item["n"], item["producer"]
+                    mine = producers[row][producer]  # type: ignore[index]
                     ack = item.get("ack", n - 1 if len(items) == 1 else 0)
                     if (
-                        producer in producers[row]  # type: ignore[operator]
-                        and type(n) is type(ack) is int
+                        type(n) is type(ack) is int
                         and n > 0
                         and ack >= 0
                         and keys == 4 + ("ack" in item) + (type(item.get("id")) is int)
                     ):  # numbered: judged when the wave runs
+                        mine.heard_at = self._now  # as above
                         waves.at(turn).numbered.append((row, x, producer, n, ack, body, place))
                         if "id" in item:
                             body.ids[place] = item["id"]
@@ -207,6 +208,8 @@ class Intake:
                 row = self.row_of(request.session)
             elif not self._has_room(row, len(items) - place, judged):
                 raise self._session_busy
+            elif request.producer is not None:
+                self._engine.heard(row, request.producer, self._now)
             self.waves.add(row, request, body, place)
         except RequestError as error:
             self._refuse(body, place, item, error)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rnnstream.engine.numbering import Numbering
+from rnnstream.wire.limits import Limits
 from tests.engine.models import SPOILED, dense, network, relu
 
 from .driving import Driver, Reply, codes, step
@@ -197,6 +198,31 @@ def test_a_newcomer_gets_full_until_somebody_has_been_silent(drive: Drive) -> No
     assert codes(driver.ask(numbered(1, producer="c"))) == [4]
     assert codes(driver.ask(numbered(2, producer="a"))) == ["gap"], "the one who was silent is forgotten"
     assert codes(driver.ask(numbered(3, producer="b"), numbered(2, producer="c"))) == [5, 6]
+
+
+@pytest.mark.parametrize("more", [{}, {"ack": 0}, {"want": "none"}])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_producer_whose_token_is_in_the_wave_is_not_forgotten_for_a_newcomer(
+    drive: Drive, alone: bool, more: dict[str, Any]
+) -> None:
+    driver = drive(network(), numbering=Numbering(most_producers=2, producer_s=10))
+    driver.ask(numbered(1, session="a"), numbered(1, session="b", producer="q"))
+    for _ in range(12):
+        driver.handle()
+    body = [numbered(2, session="a", **more)] + ([] if alone else [step("a", 1)])
+    driver.handle((OLD, body), (NEW, [numbered(1, session="c", producer="r")]))
+    driver.finish()
+    assert codes([*driver.replies.pop(OLD)[0], *driver.replies.pop(NEW)[0]]) == [2, *([] if alone else [3]), 1]
+    assert codes(driver.ask(numbered(3, session="a"))) == [3 if alone else 4]
+    assert codes(driver.ask(numbered(2, session="b", producer="q"))) == ["gap"], "who was silent is forgotten"
+
+
+def test_info_of_many_producers_is_held_to_the_size_of_a_reply(drive: Drive) -> None:
+    driver = drive(network(), limits=Limits(reply_bytes=25_000))
+    for i in range(250):
+        driver.ask(numbered(1, producer=f"{i:064}"))
+    assert codes(driver.ask({"op": "info", "session": "s"})) == [250]
+    assert codes(driver.ask({"op": "info", "session": "s"}, {"op": "info", "session": "s"})) == [250, "too_large"]
 
 
 def test_vectors_are_compared_as_what_they_stand_for(drive: Drive) -> None:
