@@ -233,10 +233,6 @@ class Toy:
         self._answers, self._t = iter(answers), t
         self.asked: list[Any] = []
 
-    def step(self, x: str, **keys: object) -> Any:
-        self.asked.append(x)
-        return next(self._stream([x]))
-
     def stream(self, tokens: list[Any], **keys: object) -> Iterator[Any]:
         if tokens:
             self.asked.append(tokens)
@@ -259,23 +255,16 @@ def feeder(answers: list[Any], t: int) -> Feeder:
     return Feeder(toy, model, form="ids", source="here", want="argmax", skip_unknown=False)
 
 
-def test_only_what_was_taken_before_is_pipelined_and_nothing_is_asked_twice() -> None:
+def test_all_is_pipelined_and_goes_on_behind_a_token_that_is_passed_over() -> None:
     unknown = BadToken("x is 'é'.", field="x")
-    toy: Any = Toy([Prediction(1), Prediction(2), Prediction(3), unknown, *map(Prediction, range(4, 10))], 9)
+    toy: Any = Toy([Prediction(1), Prediction(2), Prediction(3), unknown, *map(Prediction, range(4, 9))], 8)
     model = {"input": {"kind": "token", "size": 9}, "vocabulary": True, "surprisal": False}
     feeding = Feeder(toy, model, form="chars", source="here", want="argmax", skip_unknown=True)
-    fed = feeding.feed(Splitter("chars").split("aabéaébbcéa".encode()))
+    fed = list(feeding.feed(Splitter("chars").split("aabéaébbcéa".encode())))
+    assert [token for token, _ in fed] == [*"aababbca"]
     assert [prediction.t for _, prediction in fed] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert toy.asked == ["a", ["a"], "b", "é", ["a", "b", "b"], "c", ["a"]]
+    assert toy.asked == [[*"aabéaébbcéa"], [*"abbca"]]
     assert feeding.skipped == {"é": 3}
-
-
-def test_a_session_that_begins_anew_in_the_middle_is_an_error() -> None:
-    feeding = feeder([Prediction(1, opened=True), Prediction(2), Prediction(1, opened=True), Prediction(2)], 2)
-    fed = feeding.feed(Splitter("ids").split(b"1 2 3 4 "))
-    assert [prediction.t for _, prediction in (next(fed), next(fed))] == [1, 2]
-    with pytest.raises(RnnstreamError, match=r"here, line 1, column 5: The worker did not have the session toy any more"):
-        next(fed)
 
 
 def test_an_error_tells_how_many_tokens_beyond_it_counted() -> None:
