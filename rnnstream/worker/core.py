@@ -12,21 +12,20 @@ from collections.abc import Container, Sequence
 from typing import Any
 
 from rnnstream.engine.engine import Engine
-from rnnstream.engine.rows import Moves, Peek
-from rnnstream.errors import Busy, RequestError
+from rnnstream.engine.rows import Moves
+from rnnstream.errors import RequestError
 from rnnstream.model.outcomes import most_likely
 from rnnstream.prediction import Prediction
 from rnnstream.wire import replies as wire
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.requests import Request
 from rnnstream.worker.answers import Answers, echo, with_echo
-from rnnstream.worker.intake import RETRY_MS, Intake
+from rnnstream.worker.intake import Intake
+from rnnstream.worker.peeks import Peeks
 from rnnstream.worker.queue import Address, Body, Numbered, Wave
 from rnnstream.worker.stats import Stats
 
 log = logging.getLogger("rnnstream.worker")
-
-MOST_PEEKS = 64  # under way at a time, each with a state of its own; a wave takes so many rows more
 
 Step = tuple[int, Request, bool, Body, int]  # row, request, whether it opened the session, body, place in the body
 
@@ -49,7 +48,7 @@ class Core:
         self.stats = Stats()
         self._answers = Answers(engine, self.stats, worker=worker, version=version, limits=limits)
         self._intake = Intake(engine, self._answers, limits)
-        self._peeks: list[tuple[Peek, Request, Body, int]] = []
+        self._peeks = Peeks(engine, self._answers)
         self._answered: list[tuple[int, float]] = []  # bodies that this turn answers, and when they came
         vocabulary = engine.model.output.vocabulary
         self._labels = [wire.step_label(label) for label in vocabulary] if vocabulary else None
@@ -87,7 +86,7 @@ class Core:
         wave = self._intake.waves.take()
         out = self._run(wave, now) if wave else []
         if self._peeks:
-            self._peek()
+            self._peeks.run()
         self._answered = [(len(out), now)] if out else []
         if self._intake.order.held:
             finished = self._intake.order.finished()
@@ -165,9 +164,7 @@ class Core:
         if request.op == "step":
             steps.append((row, request, engine.admit(row, request.t, now), body, place))
         elif request.op == "peek":
-            if len(self._peeks) >= MOST_PEEKS:
-                raise Busy(f"{MOST_PEEKS} peeks are under way; ask again in {RETRY_MS} ms.", retry_after_ms=RETRY_MS)
-            self._peeks.append((engine.peek_row(row, request.xs, request.want, request.surprisal), request, body, place))
+            self._peeks.add(row, request, body, place)
         else:
             reply = self._answers.change(row, request, self._intake.row_of, now)
             self._counted(row, request, reply, now)
@@ -224,25 +221,6 @@ class Core:
         for place, (row, x, producer, n, ack, _, _) in enumerate(wave.numbered, first):
             if place not in bad:
                 self.engine.keep(row, producer, n, x, replies[place], ack, now)
-
-    def _peek(self) -> None:
-        """The next token of every peek that is under way; those that are done are answered."""
-        under_way = []
-        try:
-            self.engine.foresee([peek for peek, *_ in self._peeks])
-        except Exception:
-            for _, request, body, place in self._peeks:
-                body.answer(place, self._answers.internal({"session": request.session} | echo(request)))
-            self._peeks = []
-        for peek, request, body, place in self._peeks:
-            if not peek.done:
-                under_way.append((peek, request, body, place))
-                continue
-            try:
-                body.answer(place, with_echo(self._answers.peek(request.session, peek), request))
-            except RequestError as error:
-                body.answer(place, self._answers.refused(error, {"session": request.session} | echo(request)))
-        self._peeks = under_way
 
     def _plain_replies(self, moves: Moves, rows: list[int]) -> list[bytes]:
         """The ordinary replies to the first tokens of a batch."""
@@ -303,5 +281,4 @@ class Core:
         """Assert what always holds between calls of `handle`."""
         self.engine.check()
         self._intake.check()
-        assert len(self._peeks) <= MOST_PEEKS
-        assert not any(peek.done for peek, *_ in self._peeks)
+        self._peeks.check()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rnnstream.wire.limits import PEEK_TOKENS, Limits
-from rnnstream.worker import core, intake
+from rnnstream.worker import intake, peeks
 from tests.engine.models import SPOILED, V, network, relu
 
 from .driving import Driver, codes, step
@@ -142,8 +142,18 @@ def test_a_peek_whose_reply_would_be_too_large(drive: Drive) -> None:
     assert codes(driver.ask({"op": "peek", "session": "s", "xs": [1] * 100})) == ["too_large"]
 
 
+def test_a_bug_in_a_peek_is_told_and_the_worker_goes_on(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = drive(network())
+    driver.ask(step("s", 1))
+    with monkeypatch.context() as broken:
+        broken.setattr(driver.engine.model, "head", lambda features: 1 / 0)
+        (reply,) = driver.ask({"op": "peek", "session": "s", "xs": [1, 2], "id": 5})
+        assert (reply["error"], reply["session"], reply["id"]) == ("internal", "s", 5)
+    assert len(driver.ask({"op": "peek", "session": "s", "xs": [1, 2]})[0]["ys"]) == 2
+
+
 def test_only_so_many_peeks_are_under_way(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core, "MOST_PEEKS", 3)
+    monkeypatch.setattr(peeks, "MOST_PEEKS", 3)
     driver = drive(network())
     driver.ask(*(step(name, 1) for name in "abcd"))
     replies = driver.ask(*({"op": "peek", "session": name, "xs": [1, 2]} for name in "abcd"))
