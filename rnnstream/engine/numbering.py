@@ -11,7 +11,9 @@ go first.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -28,7 +30,7 @@ JUDGEMENTS = {
 
 ORDINARY_BYTES = 2048  # of a reply that is part of its producer: a prediction without probabilities
 ENTRY_BYTES = 200  # of the objects around a kept reply
-LOOKED_AT = 64  # sessions that a newcomer looks through for producers to forget, when there are too many in all: microseconds
+LOOKED_AT = 1000  # producers that are looked through for some to forget, when there are too many in all: 0.1 ms
 
 
 class Producer:
@@ -54,10 +56,11 @@ class Producer:
         self.held_bytes = 0
 
     def find(self, n: int) -> tuple[Any, bytes] | None:
-        """The request with this number and its reply, if that is kept. O(replies kept)."""
+        """The request with this number and its reply, if that is kept."""
         if n == self.last and self.reply is not None:
             return self.request, self.reply
-        return next((entry[1:] for entry in self.more or () if entry[0] == n), None)
+        place = n - self.more[0][0] if self.more else -1  # `more` has no holes
+        return self.more[place][1:] if self.more and 0 <= place < len(self.more) else None
 
 
 Producers: TypeAlias = dict[str, Producer]  # of one session, by their ids
@@ -87,6 +90,7 @@ class Numbering:
     count: int = field(default=0, init=False)
     held_bytes: int = field(default=0, init=False)
     _holders: OrderedDict[Producer, None] = field(default_factory=OrderedDict, init=False)  # with `more`, by when they kept
+    _tidied_at: float = field(default=-math.inf, init=False)
     _round: deque[Producers] = field(default_factory=deque, init=False)  # every session's that has any, and some without
 
     def judge(self, session: str, known: Producers | None, producer: str, n: int, request: Any, t: int) -> bytes | None:
@@ -137,7 +141,8 @@ class Numbering:
         known = known or {}
         if producer in known:
             return
-        if self.count >= self.most_producers:
+        if self.count >= self.most_producers and now > self._tidied_at:  # once for all newcomers of a moment
+            self._tidied_at = now
             self._tidy(LOOKED_AT, now)
         if len(known) < self.producers and self.count < self.most_producers:
             return
@@ -149,17 +154,7 @@ class Numbering:
         )
 
     def keep(self, known: Producers, producer: str, n: int, request: Any, reply: bytes, ack: int, now: float) -> None:
-        """A number has counted.
-
-        Args:
-            known: the producers of the session.
-            producer: id of this one.
-            n: its number, `last` + 1.
-            request: what makes a repeat the same request.
-            reply: what a repeat gets.
-            ack: replies up to this number are dropped.
-            now: seconds.
-        """
+        """A number that `judge` let pass has counted: a repeat gets this reply; those up to `ack` are dropped."""
         mine = known.get(producer) or self._enrol(known, producer, now)
         assert n == mine.last + 1
         if mine.more is not None:
@@ -168,15 +163,41 @@ class Numbering:
             self._hold(mine, mine.last, mine.request, mine.reply)
         mine.last, mine.request, mine.reply, mine.heard_at = n, request, reply, now
         if len(reply) > ORDINARY_BYTES:
-            mine.reply = None
-            self._hold(mine, n, request, reply)
-        if mine.more is not None:
+            self._share_last(mine, reply)
+        elif mine.more is not None:
             self._hold_to_bounds(mine)
+
+    def keep_all(
+        self, marks: Sequence[tuple[int, Producer, int]], requests: list[Any], replies: list[bytes], bad: Container[int]
+    ) -> None:
+        """`keep` for many requests of known producers that came alone, which acknowledges all before them.
+
+        Args:
+            marks: (place, producer, n) of each.
+            requests: by place.
+            replies: by place.
+            bad: places of those that have not counted.
+        """
+        for place, mine, n in marks:
+            if bad and place in bad:
+                continue
+            if mine.more is not None:
+                self.acknowledge(mine, n - 1)
+            reply = replies[place]
+            mine.last, mine.request, mine.reply = n, requests[place], reply
+            if len(reply) > ORDINARY_BYTES:
+                self._share_last(mine, reply)
 
     def acknowledge(self, mine: Producer, ack: int) -> None:
         """Drop the replies among `more` up to this number."""
         while mine.more is not None and mine.more[0][0] <= ack:
             self._drop(mine)
+
+    def _share_last(self, mine: Producer, reply: bytes) -> None:
+        """The last reply is a large one: it comes out of the budget too."""
+        mine.reply = None
+        self._hold(mine, mine.last, mine.request, reply)
+        self._hold_to_bounds(mine)
 
     def forget(self, known: Producers) -> None:
         """A session's name is no longer remembered, and its producers with it."""
@@ -187,7 +208,7 @@ class Numbering:
     def _enrol(self, known: Producers, producer: str, now: float) -> Producer:
         """A newcomer for whom there is room, or room can be made."""
         if not known:
-            self._tidy(2, None)  # so that what is empty goes as fast as it comes
+            self._tidy(2)  # so that what is empty goes as fast as it comes
             self._round.append(known)
         elif len(known) >= self.producers or self.count >= self.most_producers:
             quietest, silent = _quietest(known)
@@ -198,10 +219,14 @@ class Numbering:
         self.count += 1
         return mine
 
-    def _tidy(self, sessions: int, now: float | None) -> None:
-        """Look at so many sessions, in turn: drop those without producers and, given the time, producers long silent."""
-        for _ in range(min(sessions, len(self._round))):
+    def _tidy(self, most: int, now: float | None = None) -> None:
+        """Look at so many producers, session by session in turn, and forget those long silent, given the time.
+
+        A session without producers is dropped, and counts as one.
+        """
+        for _ in range(min(most, len(self._round))):
             known = self._round.popleft()
+            most -= max(1, len(known))
             if now is not None:
                 for producer, mine in list(known.items()):
                     if now - mine.heard_at >= self.producer_s:
@@ -209,6 +234,8 @@ class Numbering:
                         del known[producer]
             if known:
                 self._round.append(known)
+            if most <= 0:
+                break
 
     def _release(self, mine: Producer) -> None:
         while mine.more is not None:
@@ -257,7 +284,7 @@ class Numbering:
             assert len(known) <= self.producers
         for mine in producers:
             numbers = [n for n, _, _ in mine.more or ()] + ([mine.last] if mine.reply is not None else [])
-            assert numbers == sorted(set(numbers))
+            assert numbers == list(range(numbers[0], mine.last + 1)) if numbers else True
             assert len(numbers) <= self.replies
             assert mine.last > 0
             assert all(0 < n <= mine.last for n in numbers)

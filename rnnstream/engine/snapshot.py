@@ -65,16 +65,18 @@ def decode(data: bytes, *, dtype: np.dtype[Any], state_size: int, digest: str) -
     _, version, kind, size, t, model = _HEAD.unpack_from(data)
     if version != VERSION:
         raise BadState(f"The snapshot has the format version {version}; this worker reads {VERSION}.")
+    expected = snapshot_bytes(state_size, dtype.itemsize)
+    if len(data) != expected:  # before the checksum, which takes as long as the bytes are many
+        raise BadState(f"The snapshot has {len(data)} bytes; one of this model has {expected}. It is cut, or of another model.")
     if data[-_CHECKSUM:] != _checksum(data[:-_CHECKSUM]):
         raise BadState("The snapshot is damaged: its checksum does not hold.")
     if model != hashlib.sha256(digest.encode()).digest():
         raise BadState("The snapshot is of another model: its digest is not this model's.")
     little = dtype.newbyteorder("<")
-    expected = snapshot_bytes(state_size, dtype.itemsize)
-    if kind.rstrip(b"\0") != little.str.encode() or size != state_size or len(data) != expected:
+    if kind.rstrip(b"\0") != little.str.encode() or size != state_size:
         raise BadState(
-            f"The snapshot holds {size} numbers of type {kind.rstrip(bytes(1))!r:.20} in {len(data)} bytes; this model's state "
-            f"has {state_size} of type {little.str}, {expected} bytes in all."
+            f"The snapshot holds {size} numbers of type {kind.rstrip(bytes(1))!r:.20}; this model's state has {state_size} of "
+            f"type {little.str}."
         )
     if t > MOST_T:
         raise BadState(f"The snapshot's t is {t}; it is at most {MOST_T}.")

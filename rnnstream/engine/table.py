@@ -67,6 +67,7 @@ class Table:
         self.t = np.empty(0, np.int64)
         self.opened_at = np.empty(0)
         self.moved_at = np.empty(0)
+        self._due: list[int] = []  # rows that have been idle for too long, when they were looked at last
         self._sweep_at = 0.0  # no session can have been idle for too long before
 
     def take(self, name: str) -> int:
@@ -149,28 +150,37 @@ class Table:
                 self.tombstones[name] = Tombstone(self.tombstones[name].why, known)
         return known
 
-    def expire(self, now: float, idle_s: float, waited_for: Callable[[int], bool]) -> list[str]:
+    def expire(self, now: float, idle_s: float, waited_for: Callable[[int], bool], most: int | None = None) -> list[str]:
         """Close the sessions that have not moved for longer than `idle_s`; those that somebody waits for stay.
 
         Called often, it looks at the rows seldom: when the first of them can be due, and not more often than `SWEEP_S` allows.
 
+        Args:
+            now: seconds.
+            idle_s: seconds.
+            waited_for: whether somebody waits for a row.
+            most: how many may be closed by this call, of some 4 us each; the next ones go on.
+
         Returns:
             Their names.
         """
-        if now < self._sweep_at:
-            return []
-        rows = np.frombuffer(self.live, np.uint8).nonzero()[0]
-        moved_at = self.moved_at[rows]
-        idle = moved_at < now - idle_s
-        expired = []
-        for row in rows[idle].tolist():
-            if not waited_for(row):
-                expired.append(self.names[row] or "")
-                self.close(row, "expired")
-                self.free(row)
-        held = len(expired) < np.count_nonzero(idle)  # whoever is waited for is due as soon as that is over
-        first = now if held else float(moved_at[~idle].min(initial=now)) + idle_s
-        self._sweep_at = max(first, now + SWEEP_S * len(self.names))
+        if not self._due and now >= self._sweep_at:
+            rows = np.frombuffer(self.live, np.uint8).nonzero()[0]
+            moved_at = self.moved_at[rows]
+            idle = moved_at < now - idle_s
+            self._due = rows[idle][::-1].tolist()
+            self._sweep_at = max(float(moved_at[~idle].min(initial=now)) + idle_s, now + SWEEP_S * len(self.names))
+        expired: list[str] = []
+        while self._due and len(expired) != most:
+            row = self._due.pop()
+            if not self.live[row] or self.moved_at[row] >= now - idle_s:  # it has moved since, or is another one
+                continue
+            if waited_for(row):
+                self._sweep_at = now + SWEEP_S * len(self.names)
+                continue
+            expired.append(self.names[row] or "")
+            self.close(row, "expired")
+            self.free(row)
         return expired
 
     def _grow(self, capacity: int) -> None:

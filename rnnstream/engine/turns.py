@@ -255,10 +255,10 @@ class Turns(Rows):
         decoded = snapshot.decode(state, dtype=self.table.states.dtype, state_size=model.state_size, digest=model.digest)
         self.table.open(row, now, *decoded)
 
-    def expire(self, now: float, waited_for: Callable[[int], bool] = lambda row: False) -> list[str]:
-        """Let the sessions expire that have been idle for longer than the timeout, if there is one; their names."""
+    def expire(self, now: float, waited_for: Callable[[int], bool] = lambda row: False, most: int | None = None) -> list[str]:
+        """Let the sessions expire that have been idle for longer than the timeout, if there is one; see `Table.expire`."""
         if self.idle_timeout_s is None:
             return []
-        expired = self.table.expire(now, self.idle_timeout_s, waited_for)
+        expired = self.table.expire(now, self.idle_timeout_s, waited_for, most)
         self.expired_count += len(expired)
         return expired

@@ -65,15 +65,19 @@ class Request:
     prefix: str = ""
     after: int = 0
     limit: int = 100
+    _identity: Any = None
 
     def identity(self) -> Any:
         """What makes a repeat the same request: its op and what it was given, small whatever its size.
 
         `x` has to be resolved: an id, or an array.
         """
-        if self.op == "step":
-            return self.x if type(self.x) is int else _fingerprint(self.x.tobytes())
-        return self.op, self.to, None if self.state is None else _fingerprint(self.state)
+        if self._identity is None:
+            if self.op == "step":
+                self._identity = self.x if type(self.x) is int else _fingerprint(self.x.tobytes())
+            else:
+                self._identity = self.op, self.to, None if self.state is None else _fingerprint(self.state)
+        return self._identity
 
 
 def _fingerprint(data: bytes) -> bytes:

@@ -27,6 +27,8 @@ from rnnstream.worker.stats import Stats
 
 log = logging.getLogger("rnnstream.worker")
 
+EXPIRED_AT_ONCE = 100  # sessions before a turn, when many are due at once: 0.4 ms
+
 Step = tuple[int, Request, bool, Body, int]  # row, request, whether it opened the session, body, place in the body
 
 
@@ -49,6 +51,7 @@ class Core:
         self._answers = Answers(engine, self.stats, worker=worker, version=version, limits=limits)
         self._intake = Intake(engine, self._answers, limits)
         self._peeks = Peeks(engine, self._answers)
+        self._began: float | None = None  # when this turn took in its first bodies
         self._answered: list[tuple[int, float]] = []  # bodies that this turn answers, and when they came
         vocabulary = engine.model.output.vocabulary
         self._labels = [wire.step_label(label) for label in vocabulary] if vocabulary else None
@@ -72,7 +75,9 @@ class Core:
             now: seconds, monotonic.
         """
         if self.engine.idle_timeout_s is not None:
-            self.engine.expire(now, self._intake.waited_for)
+            self.engine.expire(now, self._intake.waited_for, EXPIRED_AT_ONCE)
+        if self._began is None:
+            self._began = now
         self.stats.bodies += len(bodies)
         self._intake.take(addresses, bodies, now)
 
@@ -87,13 +92,19 @@ class Core:
         out = self._run(wave, now) if wave else []
         if self._peeks:
             self._peeks.run()
-        self._answered = [(len(out), now)] if out else []
+        self._answered = [(len(out), now if self._began is None else self._began)] if out else []
+        self._began = None
         if self._intake.order.held:
             finished = self._intake.order.finished()
             self._answered += [(1, body.arrived) for body in finished]
             out += [(body.address, body.joined()) for body in finished]
         self._answers.rested()
         return out
+
+    def take_crowded(self) -> list[bytes]:
+        """Connections that have far too much unanswered, to be cut off; says so once."""
+        crowded, self._intake.crowded = self._intake.crowded, []
+        return crowded
 
     def sent(self, now: float) -> None:
         """The replies of the last turn were sent."""
@@ -159,6 +170,7 @@ class Core:
         if request.producer is not None:
             kept = engine.judge(request.session, request.producer, request.n, request.identity(), now)
             if kept is not None:
+                self._intake.charge(body, len(kept) - self._intake.reply_bytes)
                 body.answer(place, self._answers.again(kept, request))
                 return
         if request.op == "step":
@@ -210,13 +222,7 @@ class Core:
 
     def _number(self, wave: Wave, replies: list[bytes], bad: Container[int], now: float) -> None:
         """The ordinary tokens have counted, but for the bad ones: keep their replies for a repeat."""
-        numbering, xs = self.engine.table.numbering, wave.xs
-        for place, mine, n in wave.marks:
-            if bad and place in bad:
-                continue
-            if mine.more is not None:  # a request alone in its body acknowledges all before it
-                numbering.acknowledge(mine, n - 1)
-            mine.last, mine.request, mine.reply = n, xs[place], replies[place]
+        self.engine.table.numbering.keep_all(wave.marks, wave.xs, replies, bad)
         first = len(wave.rows) + len(wave.body_rows)
         for place, (row, x, producer, n, ack, _, _) in enumerate(wave.numbered, first):
             if place not in bad:
@@ -236,10 +242,13 @@ class Core:
             return wire.step_replies([heads[row] for row in rows], ts, ids, ps, self._labels)
         except struct.error:  # a t beyond 32 bits
             names, vocabulary = self.engine.table.names, model.output.vocabulary
-            return [
-                wire.encode({"session": names[row], "t": t, "y": y, "p": p} | ({"label": vocabulary[y]} if vocabulary else {}))
-                for row, t, y, p in zip(rows, ts, ids, ps, strict=True)
-            ]
+            fitting = [min(t, wire.STEP_T) for t in ts]
+            replies = wire.step_replies([heads[row] for row in rows], fitting, ids, ps, self._labels)
+            for place, (row, t, y, p) in enumerate(zip(rows, ts, ids, ps, strict=True)):
+                if t > wire.STEP_T:
+                    label = {"label": vocabulary[y]} if vocabulary else {}
+                    replies[place] = wire.encode({"session": names[row], "t": t, "y": y, "p": p} | label)
+            return replies
 
     def _predicted(self, moves: Moves, plain: int, steps: list[Step]) -> list[bytes]:
         """The replies to the steps behind the plain ones, without their ids."""

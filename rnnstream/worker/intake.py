@@ -22,7 +22,8 @@ from rnnstream.worker.queue import Address, Body, Order, Wave, Waves, routing_id
 
 MOST_WAITING = 65_536  # requests: beyond them nothing is read, and ZeroMQ and TCP hold the producers back
 MOST_HELD_BYTES = 64 << 20  # of replies that wait behind others of their connection: likewise
-CONNECTION_BYTES = 16 << 20  # of these for one connection, so that it does not stop the reading for all: beyond, it is `busy`
+CONNECTION_BYTES = 16 << 20  # of these for one connection, so that it does not stop the reading for all: beyond, it is `busy`,
+CROWDED_BYTES = 32 << 20  # and beyond that, `busy` being a reply too, cut off
 RETRY_MS = 50  # what `busy` asks for: longer than a full queue takes
 
 
@@ -38,6 +39,8 @@ class Intake:
         waves: the requests that wait.
         order: the bodies that are not answered.
         heads: by row: the first bytes of its ordinary replies.
+        crowded: connections to be cut off.
+        reply_bytes: upper bound of the bytes of an ordinary reply.
     """
 
     def __init__(self, engine: Engine, answers: Answers, limits: Limits) -> None:
@@ -47,16 +50,13 @@ class Intake:
         output, source = engine.model.output, engine.model.input
         self._vocabulary = output.vocabulary is not None
         self.heads = [wire.step_head(name, self._vocabulary) if name else b"" for name in engine.table.names]
-        self._reply_bytes = reply_bytes(engine.model)
+        self.reply_bytes = reply_bytes(engine.model)
         # Ids below this take the short way; with dense input or another head, none does.
         self._plain_size = source.size if source.kind == "token" and output.kind == "categorical" else 0
-        later = f"ask again in {RETRY_MS} ms."
-        self._session_busy = Busy(
-            f"{limits.waiting} requests of a session may wait, and with this body's there could be more; {later}",
-            retry_after_ms=RETRY_MS,
-        )
-        self._connection_busy = Busy(f"Too much of this connection is unanswered; {later}", retry_after_ms=RETRY_MS)
+        self._session_busy = _busy(f"{limits.waiting} requests of a session may wait, and with this body's there could be more")
+        self._connection_busy = _busy("Too much of this connection is unanswered")
         self.order = Order()
+        self.crowded: list[bytes] = []
         self._now = 0.0
 
     @property
@@ -115,16 +115,21 @@ class Intake:
 
     def _take_body(self, address: Address, data: bytes) -> None:
         """Take in a body of any kind."""
+        held_bytes = self.order.bytes_of(address)
+        if held_bytes > CROWDED_BYTES:
+            self.crowded.append(routing_id(address))
+            return
         items, problem = decode(data, self._limits.frame_requests)
         body = Body(address, len(items) + (problem is not None), self._now)
-        body.bytes = len(body.replies) * self._reply_bytes
+        body.bytes = len(body.replies) * self.reply_bytes
         table, waves, size = self._engine.table, self.waves, self._plain_size
         rows, live, producers = table.rows, table.live, table.producers
         waiting, closing = waves.waiting, waves.closing
         room = self._limits.waiting - len(items)  # a session whose queue is shorter than this has room for the whole body
         judged: dict[int, bool] = {}
         run_turn, run_place, short = -1, 0, 0
-        crowded = self.order.bytes_of(address) > CONNECTION_BYTES
+        crowded = held_bytes > CONNECTION_BYTES
+        busy: dict[int, bytes] = {}  # what is said to a session that is, by row
         for place, item in enumerate(items):
             if crowded:
                 self._refuse(body, place, item, self._connection_busy)
@@ -134,7 +139,7 @@ class Intake:
                 row, x = rows[item["session"]], item["x"]
                 turn = waiting[row]
                 if turn and turn >= room and not self._has_room(row, len(items) - place, judged):
-                    self._refuse(body, place, item, self._session_busy)
+                    self._say_busy(body, place, item, row, busy)
                     continue
                 if type(x) is int and 0 <= x < size and live[row] and row not in closing and (not turn or turn < room):
                     if keys == 2 or (keys == 3 and type(item["id"]) is int):  # the ordinary token again, for each of many
@@ -153,7 +158,7 @@ class Intake:
                         continue
                     n, producer = item["n"], item["producer"]
                     mine = producers[row][producer]  # type: ignore[index]
-                    ack = item.get("ack", n - 1 if len(items) == 1 else 0)
+                    ack = item.get("ack", n - 1 if len(body.replies) == 1 else 0)
                     if (
                         type(n) is type(ack) is int
                         and n > 0
@@ -173,6 +178,8 @@ class Intake:
         waves.count += short
         if problem is not None:
             body.answer(len(items), self._answers.refused(problem, {}))
+        if not body.missing:
+            body.bytes = sum(map(len, body.replies))  # type: ignore[arg-type]
         self.order.add(body)
 
     def _request(self, body: Body, place: int, items: list[dict[Any, Any]], judged: dict[int, bool]) -> None:
@@ -190,7 +197,8 @@ class Intake:
             if request.op in ("step", "peek"):
                 self._engine.check_want(request.want, request.surprisal)
             row = self._engine.table.rows.get(request.session)
-            self._hold_to_size(request, body, 0 if row is None else self.waves.waiting[row])
+            ahead = 0 if row is None else self.waves.waiting[row]
+            self.charge(body, self._answers.size(request, ahead) - SPARE_BYTES)
             if "session" not in OPS[request.op]:
                 body.answer(place, self._answers.about(request, self.waves.count, self._now))
                 return
@@ -199,9 +207,9 @@ class Intake:
             elif request.op == "peek":
                 request.xs = [self._token(request.xs, i) for i in range(len(request.xs))]
             if request.ack is None:
-                request.ack = request.n - 1 if len(items) == 1 else 0
+                request.ack = request.n - 1 if len(body.replies) == 1 else 0
             if row is None:
-                kept = self._without_row(request)
+                kept = self._without_row(request, body)
                 if kept is not None:
                     body.answer(place, kept)
                     return
@@ -216,6 +224,17 @@ class Intake:
         except Exception:
             body.answer(place, self._answers.internal(readable(item)))
 
+    def _say_busy(self, body: Body, place: int, item: dict[Any, Any], row: int, said: dict[int, bytes]) -> None:
+        """Refuse a step without a closer look: it is done often to whoever floods. `said` to steps of a row without an id."""
+        reply = said.get(row) if "id" not in item else None
+        if reply is None:
+            reply = self._answers.refused(self._session_busy, readable(item))
+        else:
+            self._answers.stats.errors["busy"] += 1
+        if "id" not in item:
+            said[row] = reply
+        body.answer(place, reply)
+
     def _refuse(self, body: Body, place: int, item: Any, error: RequestError) -> None:
         body.answer(place, self._answers.refused(error, readable(item)))
 
@@ -225,7 +244,7 @@ class Intake:
         except RequestError as error:
             raise type(error)(f"xs[{place}]: {error}", field="xs") from None
 
-    def _without_row(self, request: Request) -> bytes | None:
+    def _without_row(self, request: Request, body: Body) -> bytes | None:
         """A request for a name that has no row: nothing of it is open or waits, so its turn is now.
 
         Returns:
@@ -235,6 +254,7 @@ class Intake:
         if request.producer is not None:
             kept = engine.judge(session, request.producer, request.n, request.identity(), self._now)
             if kept is not None:
+                self.charge(body, len(kept) - self.reply_bytes)
                 return self._answers.again(kept, request)
         if request.op == "step":
             engine.known(session)
@@ -252,16 +272,16 @@ class Intake:
             self.heads[row] = wire.step_head(session, self._vocabulary)
         return row
 
-    def _hold_to_size(self, request: Request, body: Body, ahead: int) -> None:
-        """Count what this reply takes beyond the place that every one has; refuse it where the body could grow too large."""
-        size = body.bytes + max(0, self._answers.size(request, ahead) - SPARE_BYTES)
+    def charge(self, body: Body, more: int) -> None:
+        """Count what a reply takes beyond the place that every one has; refuse it where the body could grow too large."""
+        size = body.bytes + max(0, more)
         if size > self._limits.reply_bytes:
             raise TooLarge(
-                f"With this {request.op} the reply could take {size} bytes, {self._limits.reply_bytes} is the limit; send "
-                "fewer requests in a body, or want less.",
+                f"With this request the reply could take {size} bytes, {self._limits.reply_bytes} is the limit; send fewer "
+                "requests in a body, or want less.",
                 limit=self._limits.reply_bytes,
             )
-        body.bytes = size
+        self.order.grow(body, size - body.bytes)
 
     def _has_room(self, row: int, left: int, judged: dict[int, bool]) -> bool:
         """Whether a session's requests of a body are taken, or its queue could grow too long; an empty queue takes any body.
@@ -283,3 +303,7 @@ class Intake:
             if name is not None:
                 assert table.live[row] or self.waited_for(row)
                 assert self.heads[row] == wire.step_head(name, self._vocabulary)
+
+
+def _busy(why: str) -> Busy:
+    return Busy(f"{why}; ask again in {RETRY_MS} ms.", retry_after_ms=RETRY_MS)

@@ -1,7 +1,8 @@
 """Replies on their way out, so that a slow reader neither loses one in silence nor holds anybody up.
 
-Replies go out without blocking. What a peer's full pipe does not take waits here, in order and within a bound; a peer that goes
-past the bound is cut off: its replies are dropped and counted, its messages are not looked at any more. Its sessions live on.
+Replies go out without blocking. What a peer's full pipe does not take waits here, in order and within bounds; a peer that goes
+past them is cut off: its replies are dropped and counted, its messages are not looked at any more. Its sessions live on. A peer
+that reads is not cut off for being slow: its pipe takes no more than 128 replies a turn, however fast it reads.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import zmq
@@ -17,10 +19,28 @@ from rnnstream.worker.queue import Address, routing_id
 
 log = logging.getLogger("rnnstream.worker")
 
-WAITING_BYTES = 4 << 20  # for one peer, beside the 128 messages in its pipe
-OBJECTS_BYTES = 3000  # around a reply that waits, an envelope of 8 frames included
+WAITING_BYTES = 4 << 20  # for one peer, beside the 128 messages in its pipe: beyond, it is cut off if it has taken none lately
+STALLED_S = 1.0  # that is, for so long
+MOST_BYTES = 32 << 20  # for one peer, whatever it takes
+OBJECTS_BYTES = 200  # around a reply that waits
+ENVELOPE_BYTES = 3000  # of 8 frames, and the objects around them
 RETRY_S = 0.001  # how often a full pipe is tried again
 CUT_PEERS = 10_000  # routing ids that are remembered as cut off; a new connection has a new one
+
+
+@dataclass(slots=True)
+class Backlog:
+    """The replies that wait for one peer.
+
+    Attributes:
+        replies: with their addresses, in order.
+        size: bytes of them all.
+        taken_at: seconds, when its pipe last took one.
+    """
+
+    replies: deque[tuple[Address, bytes]]
+    size: int
+    taken_at: float
 
 
 class Outbox:
@@ -28,18 +48,17 @@ class Outbox:
 
     Attributes:
         cut: routing ids that were cut off.
-        cut_off: how many were.
+        cut_count: how many were.
         dropped: replies to peers that were gone or cut off.
     """
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         # The sugar around send() costs as much again as the call.
         self._send: Callable[..., None] = partial(zmq.backend.Socket.send, socket)
-        self._waiting: dict[bytes, deque[tuple[Address, bytes]]] = {}
-        self._bytes: dict[bytes, int] = {}
-        self._tried_at = 0.0
+        self._waiting: dict[bytes, Backlog] = {}
+        self._now = self._tried_at = 0.0
         self.cut: OrderedDict[bytes, None] = OrderedDict()
-        self.cut_off = 0
+        self.cut_count = 0
         self.dropped = 0
 
     def __bool__(self) -> bool:
@@ -53,6 +72,7 @@ class Outbox:
             replies: (address, body) pairs.
             now: seconds, monotonic.
         """
+        self._now = now
         if self._waiting and now - self._tried_at >= RETRY_S:
             self._retry(now)
         send, first, last = self._send, zmq.SNDMORE | zmq.NOBLOCK, zmq.NOBLOCK
@@ -93,32 +113,44 @@ class Outbox:
         else:
             raise zmq.ZMQError(errno)
 
+    def cut_off(self, peer: bytes) -> None:
+        """Let go of a peer for good: its replies are dropped, and whoever reads the socket passes over its messages."""
+        backlog = self._waiting.pop(peer, None)
+        self.dropped += len(backlog.replies) if backlog is not None else 0
+        self.cut[peer] = None
+        self.cut_count += 1
+        if len(self.cut) > CUT_PEERS:
+            self.cut.popitem(last=False)
+        log.warning("peer %s does not read its replies: cut off, %d replies dropped so far", peer.hex(), self.dropped)
+
     def _keep(self, address: Address, body: bytes) -> None:
         peer = routing_id(address)
-        self._waiting.setdefault(peer, deque()).append((address, body))
-        self._bytes[peer] = self._bytes.get(peer, 0) + len(body) + OBJECTS_BYTES
-        if self._bytes[peer] > WAITING_BYTES:
-            self.dropped += len(self._waiting.pop(peer))
-            del self._bytes[peer]
-            self.cut[peer] = None
-            self.cut_off += 1
-            if len(self.cut) > CUT_PEERS:
-                self.cut.popitem(last=False)
-            log.warning("peer %s does not read its replies: cut off, %d replies dropped so far", peer.hex(), self.dropped)
+        backlog = self._waiting.get(peer)
+        if backlog is None:
+            backlog = self._waiting[peer] = Backlog(deque(), 0, self._now)
+        backlog.replies.append((address, body))
+        backlog.size += _size(address, body)
+        stalled = self._now - backlog.taken_at >= STALLED_S
+        if backlog.size > (WAITING_BYTES if stalled else MOST_BYTES):
+            self.cut_off(peer)
 
     def _retry(self, now: float) -> None:
         self._tried_at = now
-        for peer in list(self._waiting):
-            waiting = self._waiting[peer]
+        for peer, backlog in list(self._waiting.items()):
+            replies = backlog.replies
             try:
-                while waiting:
-                    self._send_whole(*waiting[0])
-                    _, body = waiting.popleft()
-                    self._bytes[peer] -= len(body) + OBJECTS_BYTES
+                while replies:
+                    self._send_whole(*replies[0])
+                    backlog.size -= _size(*replies.popleft())
+                    backlog.taken_at = now
             except zmq.ZMQError as problem:
                 if problem.errno == zmq.EAGAIN:
                     continue
                 if problem.errno != zmq.EHOSTUNREACH:
                     raise
-                self.dropped += len(waiting)
-            del self._waiting[peer], self._bytes[peer]
+                self.dropped += len(replies)
+            del self._waiting[peer]
+
+
+def _size(address: Address, body: bytes) -> int:
+    return len(body) + OBJECTS_BYTES + (0 if type(address) is bytes else ENVELOPE_BYTES)

@@ -31,13 +31,15 @@ class Body:
         bytes: upper bound of the size of the reply body.
         ids: ids that ordinary replies still have to get, by their place.
         arrived: seconds, when it was taken in.
+        held: whether it counts in its `Order`.
     """
 
-    __slots__ = ("address", "arrived", "bytes", "ids", "missing", "replies")
+    __slots__ = ("address", "arrived", "bytes", "held", "ids", "missing", "replies")
 
     def __init__(self, address: Address, requests: int, arrived: float) -> None:
         self.address = address
         self.arrived = arrived
+        self.held = False
         self.replies: list[bytes | None] = [None] * requests
         self.missing = requests
         self.bytes = 0
@@ -192,9 +194,17 @@ class Order:
     def add(self, body: Body) -> None:
         """A body that has arrived, its requests counted."""
         peer = routing_id(body.address)
+        body.held = True
         self.held.setdefault(peer, deque()).append(body)
         self.bytes += body.bytes
         self._bytes_of[peer] = self._bytes_of.get(peer, 0) + body.bytes
+
+    def grow(self, body: Body, size: int) -> None:
+        """The reply to a body, held or still to come, is larger than was thought."""
+        body.bytes += size
+        if body.held:
+            self.bytes += size
+            self._bytes_of[routing_id(body.address)] += size
 
     def finished(self) -> list[Body]:
         """The bodies that can leave now, in their order; they are no longer held."""

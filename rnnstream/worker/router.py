@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -14,13 +14,14 @@ from rnnstream.worker.core import Core
 from rnnstream.worker.outbox import RETRY_S, Outbox
 from rnnstream.worker.queue import Address, routing_id
 
-# A turn takes in what has arrived, a chunk at a time, until nothing is left, a connection has had its share, or the turn has
-# lasted for long enough. So whoever floods ends the turns early, and everybody else's token, which is in the next, comes soon.
-CHUNK_BODIES = 64
+# A turn takes in what has arrived, a chunk at a time, until nothing is left or it has lasted for long enough. That is soon
+# where most of it comes from one connection that is not alone: whoever floods makes the turns short, and everybody else's
+# token, which is in the next one, comes soon.
+CHUNK_BODIES = 32
 CHUNK_BYTES = 16 << 10
-SHARE_BYTES = 32 << 10  # of a connection in a turn, a body counting `BODY_BYTES` more than it has: 100 tokens, or a body of 512
-BODY_BYTES = 256
 TURN_S = 2e-3
+FLOODED_TURN_S = 0.1e-3
+COMPANY_S = 0.1  # how long ago another connection was heard, for one not to be alone
 WAITED_S = 10e-6  # a blocking read that took longer has waited: nothing else was there, and asking again costs 2.7 us
 FLUSH_S = 2.0  # for slow readers to take their last replies when the worker stops
 
@@ -56,6 +57,7 @@ class Router:
     def __init__(self, socket: zmq.Socket[bytes], core: Core, *, wake: bytes) -> None:
         self.socket, self.core, self.outbox = socket, core, Outbox(socket)
         self._wake = wake
+        self._company_until = 0.0
         # The sugar around recv() costs as much again as the call.
         self._recv: Callable[..., bytes] = partial(zmq.backend.Socket.recv, socket)
         self._recv_frame: Callable[..., zmq.Frame] = partial(zmq.backend.Socket.recv, socket)  # type: ignore[assignment]
@@ -67,11 +69,8 @@ class Router:
         while not self.stopping:
             now = clock()
             if not core.full:
-                addresses, bodies, more = self._drain(wait=True)
+                self._take_in()
                 now = clock()
-                core.take(addresses, bodies, now)
-                if more:
-                    self._take_more(addresses, bodies, now)
             self._turn(now)
         while core.waiting:
             self._turn(clock())
@@ -80,24 +79,33 @@ class Router:
             self.socket.poll(int(RETRY_S * 1000), zmq.POLLERR)
             outbox.send([], clock())
 
-    def _take_more(self, addresses: list[Address], bodies: list[zmq.Frame], now: float) -> None:
-        """Go on with a turn behind its first chunk."""
-        core, share, turn_ends = self.core, defaultdict[Address, int](int), now + TURN_S
-        more = True
-        while more and now < turn_ends and not core.full:
-            for address, body in zip(addresses, bodies, strict=True):
-                share[address] += len(body) + BODY_BYTES
-            if max(share.values()) >= SHARE_BYTES:
+    def _take_in(self) -> None:
+        """Take in what has arrived, for as long as a turn may."""
+        core, clock = self.core, time.monotonic
+        addresses, bodies, more = self._drain(wait=True)
+        now = started = clock()
+        core.take(addresses, bodies, now)
+        if not more:
+            return
+        share: Counter[Address] = Counter()
+        while more and not core.full:
+            share.update(addresses)
+            if len(share) > 1:
+                self._company_until = now + COMPANY_S
+            flooded = now < self._company_until and 2 * max(share.values(), default=0) > share.total()
+            if now - started >= (FLOODED_TURN_S if flooded else TURN_S):
                 break
             addresses, bodies, more = self._drain(wait=False)
             core.take(addresses, bodies, now)
-            now = time.monotonic()
+            now = clock()
 
     def _turn(self, now: float) -> None:
         """Have the core run a wave, and send what it answers."""
         core, outbox = self.core, self.outbox
         outbox.send(core.turn(now), now)
-        core.stats.dropped, core.stats.cut_off = outbox.dropped, outbox.cut_off
+        for peer in core.take_crowded():
+            outbox.cut_off(peer)
+        core.stats.dropped, core.stats.cut_off = outbox.dropped, outbox.cut_count
         core.sent(time.monotonic())
 
     def _drain(self, wait: bool) -> tuple[list[Address], list[zmq.Frame], bool]:
@@ -124,6 +132,8 @@ class Router:
                 if not cut or routing_id(address) not in cut:
                     addresses.append(address)
                     bodies.append(body)
+                else:  # whoever is cut off and goes on does not make turns longer
+                    left = False
                 size += len(body)
                 if size >= CHUNK_BYTES:
                     break

@@ -229,3 +229,23 @@ def test_what_a_session_held_is_free_when_it_is_forgotten() -> None:
     counting.forget("other")
     assert (counting.numbering.count, counting.numbering.held_bytes) == (0, 0)
     assert counting.turn("s", "p", 1) is None
+
+
+@pytest.mark.parametrize("size", [10, ORDINARY_BYTES, ORDINARY_BYTES + 1])
+def test_many_that_came_alone_are_kept_as_each_of_them_would_be(size: int) -> None:
+    one, many = Counting(replies=3, most_bytes=5000), Counting(replies=3, most_bytes=5000)
+    for counting in (one, many):
+        for producer in "pqr":
+            counting.turn("s", producer, 1)
+            counting.turn("s", producer, 2, ack=0)
+    replies = [bytes([i]) * size for i in range(3)]
+    for producer, reply in zip("pr", (replies[0], replies[2]), strict=True):
+        one.turn("s", producer, 3, request=producer, reply=reply, ack=2)
+    producers = many.sessions["s"]
+    marks = [(place, producers[producer], 3) for place, producer in enumerate("pqr")]
+    many.numbering.keep_all(marks, [*"pqr"], replies, [1])
+    many.check()
+    for producer in "pqr":
+        assert many.kept("s", producer) == one.kept("s", producer)
+        assert producers[producer].last == one.sessions["s"][producer].last
+    assert many.numbering.held_bytes == one.numbering.held_bytes

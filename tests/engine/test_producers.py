@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rnnstream.engine.numbering import LOOKED_AT, ORDINARY_BYTES
+from rnnstream.engine import numbering as module
+from rnnstream.engine.numbering import ORDINARY_BYTES
 from rnnstream.errors import Full, Gap
 
 from .counting import Counting
@@ -71,16 +72,19 @@ def test_in_all_a_newcomer_takes_the_place_of_those_long_silent_in_any_session()
     assert counting.numbering.count == 5
 
 
-def test_a_newcomer_looks_through_a_bounded_number_of_sessions_and_the_next_one_goes_on() -> None:
-    many = 3 * LOOKED_AT
-    counting = Counting(most_producers=many, producer_s=10)
-    for i in range(many):
-        counting.turn(f"s{i}", "p", 1, now=0 if i == many - 1 else 100)
-    for _ in range(2):
-        with pytest.raises(Full):
-            counting.turn("new", "p", 1, now=100)
-    assert counting.turn("new", "p", 1, now=100) is None
-    assert not counting.sessions[f"s{many - 1}"]
+def test_a_newcomer_looks_through_a_bounded_number_of_producers_and_the_next_one_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "LOOKED_AT", 10)
+    counting = Counting(most_producers=30, producer_s=10)
+    for i in range(30):
+        counting.turn(f"s{i}", "p", 1, now=0 if i == 29 else 100)
+    for now in (100, 101):
+        for _ in range(5):  # newcomers of one moment look once
+            with pytest.raises(Full):
+                counting.turn("new", "p", 1, now=now)
+    assert counting.turn("new", "p", 1, now=102) is None
+    assert not counting.sessions["s29"]
 
 
 def test_a_newcomer_may_displace_the_only_producer_of_its_session() -> None:

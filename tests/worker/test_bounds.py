@@ -137,7 +137,7 @@ def test_what_waits_is_not_miscounted_for_a_request_that_is_refused(drive: Drive
 
 
 def test_answers_that_wait_behind_others_are_counted_until_they_are_gone(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rnnstream.worker.intake.MOST_HELD_BYTES", 5 << 20)
+    monkeypatch.setattr("rnnstream.worker.intake.MOST_HELD_BYTES", 100_000)
     driver = drive(network())
     driver.handle((A, [step("slow", 1)] * 50))
     for _ in range(40):
@@ -149,6 +149,54 @@ def test_answers_that_wait_behind_others_are_counted_until_they_are_gone(drive: 
     driver.finish()
     assert not driver.core.full
     assert codes(driver.replies[A][0]) == list(range(1, 51))
+
+
+def test_refusals_are_counted_as_what_they_are(drive: Drive) -> None:
+    """A flood of bodies for one session does not fill the bound in all, which would stop the reading for everybody."""
+    driver = drive(network())
+    for _ in range(200):
+        driver.handle((A, [step("s", 1)] * 512))
+    assert not driver.core.full
+    driver.finish()
+    replies = [codes(body) for body in driver.replies[A]]
+    assert replies[:2] == [list(range(1, 513)), list(range(513, 1025))]
+    assert ["busy"] * 512 in replies
+
+
+def test_a_connection_that_goes_on_though_it_is_busy_is_cut_off(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rnnstream.worker.intake.CONNECTION_BYTES", 250_000)
+    monkeypatch.setattr("rnnstream.worker.intake.CROWDED_BYTES", 300_000)
+    driver = drive(network())
+    driver.ask(step("s", 1))
+    driver.handle((A, [step("s", 1, want="none")] * 200), (B, [{"op": "ping"}]))
+    sent = 0
+    while not (crowded := driver.core.take_crowded()):
+        driver.handle((A, [step("s", 1, id=i) for i in range(10)]))
+        sent += 1
+        assert sent < 100
+    assert crowded == [A]
+    assert driver.core.take_crowded() == []
+    driver.unanswered[A].pop()  # the last body was not looked at
+    driver.finish()
+    assert codes(driver.replies[A][0]) == list(range(2, 202))
+    assert codes(driver.replies[A][-1]) == ["busy"] * 10
+
+
+def test_a_repeat_of_a_large_reply_is_held_to_the_size_of_a_body(drive: Drive) -> None:
+    driver = drive(network(), limits=Limits(reply_bytes=10_000))
+    large = {"session": "s", "x": 1, "producer": "p", "n": 1}
+    driver.ask(large | {"want": "logits"})
+    mine = driver.engine.producers("s")["p"]
+    assert mine.reply is not None
+    mine.reply += bytes(4000)  # as if it had been that large
+    item = pack([large])
+    for body, good in ((item, 1), (item * 3, 2)):
+        ((_, reply),) = (
+            driver.core.handle([A], [body], 0.0) or driver.core.handle([], [], 0.0) or (driver.core.handle([], [], 0.0))
+        )
+        assert reply.count(b"again") == good
+        assert (b"too_large" in reply) == (good == 2)
+        assert len(reply) <= 10_000
 
 
 def test_requests_that_wait_are_counted_until_they_are_done(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,13 +76,13 @@ def test_what_a_pipe_does_not_take_waits_and_comes_later_in_order(ends: Ends, en
         ends.send(later=True)
     seen += read(slow)
     assert seen == [[*envelope, b"%d" % i] for i in range(120)]
-    assert (ends.outbox.dropped, ends.outbox._bytes, len(ends.outbox.cut)) == (0, {}, 0)
+    assert (ends.outbox.dropped, ends.outbox._waiting, len(ends.outbox.cut)) == (0, {}, 0)
 
 
 def test_a_peer_is_cut_off_at_a_bound_for_what_waits_and_not_for_what_has_waited(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "WAITING_BYTES", 100_000)
+    monkeypatch.setattr(module, "MOST_BYTES", 100_000)
     slow, id = ends.peer()
     ends.send(*[(id, b"x" * 10_000)] * 9)
     seen = 0
@@ -95,8 +95,24 @@ def test_a_peer_is_cut_off_at_a_bound_for_what_waits_and_not_for_what_has_waited
     assert id not in ends.outbox.cut
 
 
-def test_a_peer_that_was_cut_off_gets_nothing_ever_again(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_peer_is_cut_off_when_it_takes_nothing_any_more(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WAITING_BYTES", 100_000)
+    slow, id = ends.peer()
+    for _ in range(100):  # always too much for one that takes nothing
+        ends.send(*[(id, b"x" * 10_000)] * 20)
+        ends.now += module.STALLED_S / 2
+        assert read(slow)
+        ends.send(later=True)
+        assert id not in ends.outbox.cut
+    ends.now += module.STALLED_S
+    ends.send(later=True)  # it has taken none, but nothing more has come for it
+    assert id not in ends.outbox.cut
+    ends.send((id, b"x"))
+    assert id in ends.outbox.cut
+
+
+def test_a_peer_that_was_cut_off_gets_nothing_ever_again(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES", 100_000)
     slow, id = ends.peer()
     quick, other = ends.peer()
     ends.send(*[(id, b"%d" % i + b"x" * 10_000) for i in range(30)])
@@ -128,11 +144,11 @@ def test_replies_to_a_peer_that_is_gone_are_dropped_and_counted(ends: Ends) -> N
     assert ends.outbox.dropped == 13 - ROOM
     ends.send((b"nobody", b"x"))
     assert ends.outbox.dropped == 14 - ROOM
-    assert ends.outbox._bytes == {}
+    assert ends.outbox._waiting == {}
 
 
 def test_only_so_many_cut_peers_are_remembered(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WAITING_BYTES", 100)
+    monkeypatch.setattr(module, "MOST_BYTES", 100)
     monkeypatch.setattr(module, "CUT_PEERS", 3)
     peers = [ends.peer() for _ in range(6)]
     for _, id in peers:
