@@ -48,15 +48,15 @@ class AsyncClient:
 
     async def hello(self) -> dict[str, Any]:
         """Who is there: protocol, version, limits and model, as docs/protocol.md lists them."""
-        return await self._ask(self._core.ask_hello())
+        return await self._ask(self._core.ask_hello)
 
     async def ping(self) -> dict[str, Any]:
         """Have the worker make a step on a scratch row, and answer."""
-        return await self._ask(self._core.ping())
+        return await self._ask(self._core.ping)
 
     async def stats(self) -> dict[str, Any]:
         """The worker's counters, as docs/protocol.md lists them."""
-        return await self._ask(self._core.stats())
+        return await self._ask(self._core.stats)
 
     def sessions(self, prefix: str = "") -> AsyncIterator[str]:
         """The names of the sessions that begin with `prefix`, in no given order; asked for a page at a time."""
@@ -75,13 +75,16 @@ class AsyncClient:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    async def _ask(self, call: Call[T]) -> T:
+    async def _ask(self, make: Callable[[], Call[T]]) -> T:
+        self._bind()
+        call = make()
         await self._settle(call)
         return call.result()
 
     async def _follow(self, plan: Plan[T], take: Take) -> AsyncGenerator[T, None]:
         try:
             while True:
+                self._bind()
                 while room := plan.room():
                     plan.put(await take(room))
                     self._send()
@@ -94,27 +97,33 @@ class AsyncClient:
         finally:
             plan.abandon()
 
+    def _bind(self) -> None:
+        """Take the running loop for this client's, at first; before anything is done that another one must not do."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and loop is not self._loop:
+            raise RuntimeError("This client belongs to another event loop; make one in each.")
+        self._loop = loop
+
     async def _settle(self, call: Call[Any]) -> None:
         """Return when the call is done."""
+        assert self._loop is not None
         try:
-            loop = self._send()
+            self._send()
             if not call.done:
-                self._waiters[call.id] = loop.create_future()
+                self._waiters[call.id] = self._loop.create_future()
                 await self._waiters[call.id]
         finally:
             self._waiters.pop(call.id, None)
             self._core.give_up(call)
 
-    def _send(self) -> asyncio.AbstractEventLoop:
-        loop = asyncio.get_running_loop()
-        if self._loop is not None and loop is not self._loop:
-            raise RuntimeError("This client belongs to another event loop; make one in each.")
-        self._loop = loop
+    def _send(self) -> None:
+        assert self._loop is not None
+        if self._core.closed:
+            return
         self._open()
-        if self._core.overdue(loop.time()):  # replies that nobody came for, or a loop that was held up
+        if self._core.overdue(self._loop.time()):  # replies that nobody came for, or a loop that was held up
             self._expire()
         self._flush()
-        return loop
 
     def _flush(self) -> None:
         """Send what there is to send, and see to it that whatever follows is noticed."""
@@ -200,7 +209,7 @@ class AsyncSession:
 
     async def step(self, x: Token, *, want: str | int = "argmax", surprisal: bool = False, t: int | None = None) -> Prediction:
         """Send one token and wait for what the network says after it; see `Session.step`."""
-        return await self._client._ask(self._core.step(self.name, x, want, surprisal, t))
+        return await self._client._ask(lambda: self._core.step(self.name, x, want, surprisal, t))
 
     def stream(
         self,
@@ -215,8 +224,7 @@ class AsyncSession:
         Asynchronous iterators are live, as plain ones are; the next of a plain one is taken in the event loop, so it
             must not block.
         """
-        live = not is_sequence(tokens)
-        plan = Stream(self._core, self.name, want=want, surprisal=surprisal, live=live, window=window)
+        plan = Stream(self._core, self.name, want=want, surprisal=surprisal, live=not is_sequence(tokens), window=window)
         return self._client._follow(plan, _taker(tokens))
 
     async def feed(
@@ -229,36 +237,36 @@ class AsyncSession:
 
     async def info(self) -> dict[str, Any]:
         """Its t, age, idle time and more; see `Session.info`."""
-        return await self._client._ask(self._core.info(self.name))
+        return await self._client._ask(lambda: self._core.info(self.name))
 
     async def peek(self, xs: Iterable[Token], *, want: str | int = "argmax", surprisal: bool = False) -> list[Prediction]:
         """The predictions as if these tokens came next; the session does not move; see `Session.peek`."""
-        return await self._client._ask(self._core.peek(self.name, xs, want, surprisal))
+        return await self._client._ask(lambda: self._core.peek(self.name, xs, want, surprisal))
 
     async def open(self, state: bytes | None = None, *, t: int | None = None) -> None:
         """Create it, at its initial state or from a snapshot; see `Session.open`."""
-        await self._client._ask(self._core.change("open", self.name, t, state=state))
+        await self._client._ask(lambda: self._core.change("open", self.name, t, state=state))
 
     async def reset(self, *, t: int | None = None) -> None:
         """Put it at its initial state, step 0; creates it where there is none; see `Session.reset`."""
-        await self._client._ask(self._core.change("reset", self.name, t))
+        await self._client._ask(lambda: self._core.change("reset", self.name, t))
 
     async def fork(self, to: str, *, t: int | None = None) -> AsyncSession:
         """Copy it to a new name, and return the copy; see `Session.fork`."""
-        await self._client._ask(self._core.fork(self.name, to, t))
+        await self._client._ask(lambda: self._core.fork(self.name, to, t))
         return self._client.session(to)
 
     async def snapshot(self) -> bytes:
         """Its state as bytes; see `Session.snapshot`."""
-        return await self._client._ask(self._core.snapshot(self.name))
+        return await self._client._ask(lambda: self._core.snapshot(self.name))
 
     async def restore(self, state: bytes, *, t: int | None = None) -> None:
         """Put it, which is open, into the state of a snapshot; see `Session.restore`."""
-        await self._client._ask(self._core.change("restore", self.name, t, state=state))
+        await self._client._ask(lambda: self._core.change("restore", self.name, t, state=state))
 
     async def close(self, *, t: int | None = None) -> None:
         """Forget its state; see `Session.close`."""
-        await self._client._ask(self._core.change("close", self.name, t))
+        await self._client._ask(lambda: self._core.change("close", self.name, t))
 
 
 def _taker(source: Iterable[Any] | AsyncIterable[Any]) -> Take:

@@ -23,6 +23,8 @@ from rnnstream.errors import ProtocolError
 from rnnstream.prediction import Prediction
 from rnnstream.wire.limits import PROTOCOL
 
+_LIMITS = ("frame_bytes", "frame_requests", "waiting", "reply_bytes", "replies")  # those that this client keeps to
+
 
 class Core(Delivery):
     """The operations of a client; each makes a call. For the arguments see `Delivery`."""
@@ -53,7 +55,7 @@ class Core(Delivery):
     def fork(self, session: str, to: str, t: int | None = None) -> Call[None]:
         """Copy a session to a new name."""
         request: dict[str, Any] = {"op": "fork", "session": session, "to": to}
-        return self.ask([request if t is None else {**request, "t": t}], lambda reply: self._lane(to).expect())
+        return self.ask([request if t is None else {**request, "t": t}], lambda reply: self._lanes.lane(to).expect())
 
     def peek(self, session: str, xs: Iterable[object], want: str | int, surprisal: bool) -> Call[list[Prediction]]:
         """What would come back for these tokens; raises `BadToken` where one cannot be written."""
@@ -79,13 +81,22 @@ class Core(Delivery):
     def ask_hello(self) -> Call[dict[str, Any]]:
         """Who is there; its result is kept as `hello`.
 
-        `Call.result` raises `ProtocolError` where the worker speaks another version.
+        `Call.result` raises `ProtocolError` where the worker speaks another version, or its limits are none.
         """
         return self.ask([{"op": "hello"}], self._read_hello)
 
     def _read_hello(self, reply: dict[str, Any]) -> dict[str, Any]:
         if reply.get("protocol") != PROTOCOL:
             raise ProtocolError(f"{self.address} speaks protocol {reply.get('protocol')!r:.60}, this client {PROTOCOL}.")
+        try:
+            sizes = {f"limits.{key}": reply["limits"][key] for key in _LIMITS}
+            sizes |= {f"model.{side}.size": reply["model"][side]["size"] for side in ("input", "output")}
+        except (KeyError, TypeError) as problem:
+            text = f"{self.address} says hello without its limits or its model ({problem!r:.120})."
+            raise ProtocolError(text) from None
+        for key, value in sizes.items():
+            if type(value) is not int or value < 1:
+                raise ProtocolError(f"{self.address} says hello with {key} {value!r:.60}; it is an int from 1.")
         self.hello = _without_id(reply)
         return dict(self.hello)
 

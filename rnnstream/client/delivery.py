@@ -16,16 +16,18 @@ from typing import Any, TypeVar
 
 from rnnstream.client.call import Call, Chain
 from rnnstream.client.lane import Lane
+from rnnstream.client.lanes import Lanes
+from rnnstream.client.patience import Patience
 from rnnstream.errors import ConnectionFailed, NoReply, ProtocolError, RequestError, RnnstreamError
 from rnnstream.wire import replies
 from rnnstream.wire.limits import Limits
 
 T = TypeVar("T")
 
-PATIENCE_S = 0.25  # least silence before a connection is made anew: many round trips, and soon for a person
-_ROUND_TRIPS = 3  # of silence, where those take longer
-UNSETTLED = 256  # numbers of a session that may be unsettled where the worker has not said how many replies it keeps
-LANES = 1 << 16  # sessions that are remembered: 30 MB. Forgotten earlier, one in steady use would wear out producer ids
+# Numbers of a session that may be unsettled where the worker has not said how many replies it keeps. The bytes that it keeps
+# are not looked at here, only by the streams of sequences: of many large replies to tasks of their own, or to live tokens with
+# a window, those that are lost may be `stale`.
+UNSETTLED = 256
 
 _UNKNOWN = "It is not sent any more; what is on its way may still count. For a session, info() tells its t."
 
@@ -41,6 +43,7 @@ class Delivery:
 
     Attributes:
         hello: the worker's last answer to `hello` over this connection, or None.
+        closed: it takes no more calls, and has nothing to send.
     """
 
     def __init__(self, address: str, timeout_s: float, producer: str) -> None:
@@ -49,22 +52,17 @@ class Delivery:
         self.address = address
         self.timeout_s = timeout_s
         self.hello: dict[str, Any] | None = None
-        self._producer = producer
-        self._producers = 0  # ids that were made from it
-        self._lanes: dict[str | None, Lane] = {}  # in the order in which they were made
+        self._lanes = Lanes(producer)
         self._ready: dict[Lane, None] = {}  # those that may have something to send
         self._resting: dict[Lane, None] = {}  # those that wait for their `retry_at` only
         self._flight: deque[Call[Any]] = deque()  # sent over this connection, not answered; `wire` ascends
-        self._new: list[Call[Any]] = []  # without a deadline
+        self._new: dict[Call[Any], None] = {}  # without a deadline
         self._pending: OrderedDict[Call[Any], None] = OrderedDict()  # not done; deadlines ascend
         self._made = 0  # id of the last call
         self._sent = 0  # `wire` of the last sending
-        self._heard_at = -math.inf  # when something came
-        self._quiet_since = -math.inf  # when something came, or was sent into silence
-        self._round_trip_s = 0.0  # smoothed
-        self._renewals = 0  # since something came
+        self._patience = Patience()
         self._renew = False
-        self._closed = False
+        self.closed = False
 
     def ask(self, maps: list[dict[str, Any]], read: Callable[[dict[str, Any]], T], chain: Chain | None = None) -> Call[T]:
         """A call of these requests. The calls of a session are sent, and count, in the order in which they are made.
@@ -78,14 +76,14 @@ class Delivery:
             RuntimeError: the client is closed.
             Exception: whatever msgpack raises for a value that it cannot write; nothing is kept of the call then.
         """
-        if self._closed:
+        if self.closed:
             raise RuntimeError("This client is closed; make a new one.")
         call = Call(self._made + 1, maps, read, chain)
         self._made += 1
-        lane = self._lane(call.session)
+        lane = self._lanes.lane(call.session)
         lane.waiting.append(call)
         self._ready[lane] = None
-        self._new.append(call)
+        self._new[call] = None
         self._pending[call] = None
         return call
 
@@ -97,11 +95,11 @@ class Delivery:
         if not self._ready:
             return []
         if not self._flight:
-            self._quiet_since = now
+            self._patience.sent(now)
         bodies = []
-        most = self._most()
+        most = UNSETTLED if self.hello is None else self.hello["limits"]["replies"]
         for lane in self._ready:
-            while (sending := lane.next(most, self._fresh_producer)) is not None:
+            while (sending := lane.next(most, self._lanes.fresh_producer)) is not None:
                 self._sent += 1
                 sending.wire = self._sent
                 sending.sends += 1
@@ -118,8 +116,7 @@ class Delivery:
             The calls that are done by it, oldest first. None for a reply that nobody waits for. All in flight where the
             body is not this protocol; see `take_renewal`.
         """
-        self._heard_at = self._quiet_since = now
-        self._renewals = 0
+        self._patience.heard(now)
         flight = self._flight
         try:
             maps = replies.decode(body)
@@ -140,8 +137,7 @@ class Delivery:
                 text = f"{self.address} answered {len(call.packed)} requests with {len(maps)} replies."
                 return self._break(ProtocolError(text), now, lanes)
             flight.popleft()
-            if call.sends == 1:  # else it is not known which sending was answered
-                self._round_trip_s += (min(now - call.sent_at, self.timeout_s) - self._round_trip_s) / 8
+            self._patience.measured(min(now - call.sent_at, self.timeout_s))
             lane = self._lanes[call.session]
             lanes[lane] = None
             open = not call.done
@@ -167,15 +163,10 @@ class Delivery:
         """When `expire` must be called, or None while nothing is waited for."""
         first = next(iter(self._pending)).deadline if self._pending else math.inf
         if self._flight:
-            first = min(first, self._quiet_since + self._patience_s())
+            first = min(first, self._patience.ends_at(self.timeout_s))
         for lane in self._resting:
             first = min(first, lane.retry_at)
         return first if first < math.inf else None
-
-    def _patience_s(self) -> float:
-        """How much silence to bear: longer each time, for it may be that the worker, or the way to it, is only slow."""
-        first_s = min(max(PATIENCE_S, _ROUND_TRIPS * self._round_trip_s), self.timeout_s / 2)
-        return float(min(first_s * 2.0 ** min(self._renewals, 60), self.timeout_s))
 
     def overdue(self, now: float) -> bool:
         """Whether `expire` would do something; what lies in the socket unread should be handed to `received` first."""
@@ -195,14 +186,14 @@ class Delivery:
             return []
         late = now - due
         done: list[Call[Any]] = []
-        silent = bool(self._flight) and self._quiet_since + self._patience_s() <= now
+        silent = bool(self._flight) and self._patience.ends_at(self.timeout_s) <= now
         for call in self._pending:
             call.deadline += late
         while self._pending and (call := next(iter(self._pending))).deadline <= now:
             # What still lies in a socket that nobody reads must not count later, when somebody does.
-            silent = silent or (call.flying and self._heard_at <= call.sent_at)
+            silent = silent or (call.flying and self._patience.heard_at <= call.sent_at)
             call.fail(self._too_late(call))
-            del self._pending[call]
+            self._forget(call)
             done.append(call)
         lanes = {lane: None for lane in self._resting if lane.retry_at <= now}
         if silent:
@@ -218,7 +209,7 @@ class Delivery:
         if largest > Limits.frame_bytes:
             hint = f" It had {largest} bytes; a worker cuts the connection at more than its limits.frame_bytes."
         text = f"No reply from {self.address} within {self.timeout_s:g} s."
-        if self._heard_at == -math.inf:
+        if self._patience.heard_at == -math.inf:
             text = f"Nobody has answered at {self.address} within {self.timeout_s:g} s; is a worker running there?"
         return NoReply(f"{text} {_UNKNOWN}{hint}")
 
@@ -226,7 +217,13 @@ class Delivery:
         """Nobody waits for this call any more: it is not sent, or its reply is dropped. No-op on a done call."""
         if not call.done:
             call.done = True
-            del self._pending[call]
+            self._forget(call)
+
+    def _forget(self, call: Call[Any]) -> None:
+        """Nobody waits for it; if it was not sent, it leaves nothing behind. O(calls that wait in its lane)."""
+        del self._pending[call]
+        self._new.pop(call, None)
+        self._lanes[call.session].forget(call)
 
     def take_renewal(self) -> bool:
         """Whether to drop the socket, with all that it holds unsent or unread, and connect anew. Says so once."""
@@ -244,7 +241,7 @@ class Delivery:
         self._ready.clear()
         self._resting.clear()
         self._lanes.clear()
-        self._closed = self._renew = True
+        self.closed = self._renew = True
         return done
 
     def _break(self, problem: ProtocolError, now: float, lanes: Iterable[Lane] = ()) -> list[Call[Any]]:
@@ -260,8 +257,7 @@ class Delivery:
         lanes = {self._lose(call): None for call in self._flight}
         self._flight.clear()
         self._renew = True
-        self._renewals += 1
-        self._quiet_since = now
+        self._patience.renewed(now)
         self.hello = None  # another worker may answer next
         return lanes
 
@@ -284,29 +280,6 @@ class Delivery:
         for call in done:
             self._pending.pop(call, None)
         return done
-
-    def _most(self) -> int:
-        try:
-            return int(self.hello["limits"]["replies"]) or UNSETTLED  # type: ignore[index]
-        except (KeyError, TypeError, ValueError):
-            return UNSETTLED
-
-    def _lane(self, session: str | None) -> Lane:
-        lane = self._lanes.get(session)
-        if lane is None:
-            producer = self._fresh_producer() if self._producers else self._producer
-            while len(self._lanes) >= LANES:
-                oldest = next((name for name, lane in self._lanes.items() if lane.idle), None)
-                if oldest is None:
-                    break
-                del self._lanes[oldest]
-                producer = self._fresh_producer()  # it may be that one that comes back
-            lane = self._lanes[session] = Lane(session, producer)
-        return lane
-
-    def _fresh_producer(self) -> str:
-        self._producers += 1
-        return f"{self._producer}.{self._producers}"
 
     def check(self) -> None:
         """Assert what always holds; for tests."""

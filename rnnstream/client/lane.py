@@ -49,6 +49,7 @@ class Lane:
     """
 
     __slots__ = (
+        "_anew",
         "_fresh",
         "_gone",
         "_had",
@@ -75,19 +76,19 @@ class Lane:
         self.held = False
         self.retry_at = -math.inf
         self.refusal: dict[str, Any] | None = None
-        self._n = 1  # the next number
-        self._fresh = False  # a fresh producer id is due before it
         self._rewind: float = math.inf  # the number that was refused: those from here on are void
         self._shaky = False  # a sending of what was refused may yet count, and with it what is numbered behind
         self._gone = False  # the worker has forgotten numbers that we hold the replies of
         self._known = False  # the session was there, as far as we know
         self._had = False  # and was so under another producer id; that a step opens it would be news
+        self._anew = False  # a step that nobody waited for has opened it; that is news yet to be told
         self._begin(producer)
 
     def _begin(self, producer: str) -> None:
         self._producer = producer
         self._key = b"\xa8producer" + _pack(producer) + b"\xa1n"
-        self._n, self._fresh = 1, False
+        self._n = 1  # the next number
+        self._fresh = False  # a fresh producer id is due before it
         self._had = self._had or self._known
 
     @property
@@ -123,6 +124,11 @@ class Lane:
             call.flying = True
             return call
         return None
+
+    def forget(self, call: Call[Any]) -> None:
+        """Nobody waits for it any more; nothing of it is left if it has not been sent."""
+        if not (call.n or call.flying) and call in self.waiting:
+            self.waiting.remove(call)
 
     def _settled(self) -> int:
         """The number up to which everything is settled."""
@@ -165,7 +171,7 @@ class Lane:
         code = None if problem is None else problem["error"]
         if problem is not None and code in LATER:
             wait_ms = problem.get("retry_after_ms")
-            self.retry_at = now + (wait_ms if isinstance(wait_ms, int | float) else RETRY_MS) / 1000
+            self.retry_at = now + (max(1, wait_ms) if type(wait_ms) is int else RETRY_MS) / 1000
             self.refusal = problem
         if not call.n:
             # Whoever asks behind a change sees it: where that has to be sent again, so has the question.
@@ -188,7 +194,7 @@ class Lane:
             call.cut()
             if code == "unknown_session":
                 self._known = self._had = False  # whoever asked is told
-        elif call.n:
+        elif problem is None:
             self.refusal = None
             self._fresh = self._fresh or call.n >= self._rewind
         if call.n and used:
@@ -201,14 +207,17 @@ class Lane:
         self.flying -= 1
 
     def _learn(self, call: Call[Any], maps: list[dict[str, Any]]) -> None:
-        """Note what success says of the session; a call that found it lost fails."""
-        if self._had and call.op == "step":
-            for place, reply in enumerate(maps):
-                if reply.get("opened") is True and not call.done:
-                    text = f"The worker no longer had {self.name}, and opened it anew with this token."
-                    call.fail(SessionLost(text), maps[:place])
-                    self._had = False
-        self._had = self._had and call.op in _ON_STATE
+        """Note what success says of the session; a call that found it lost fails, or the next that anybody waits for."""
+        opened = self._had and call.op == "step" and [place for place, reply in enumerate(maps) if reply.get("opened") is True]
+        if opened:
+            self._anew, self._had = True, False
+        if self._anew and call.op in _ON_STATE and call.wanted:
+            which = "this token" if opened else "an earlier token; this request counts behind it"
+            text = f"The worker no longer had {self.name}, and opened it anew with {which}."
+            call.fail(SessionLost(text), maps[: opened[0]] if opened else None)
+            self._anew = False
+        if call.op not in _ON_STATE:
+            self._had = self._anew = False
         self._known = call.op != "close"
 
     def expect(self) -> None:
@@ -265,9 +274,8 @@ class Lane:
             else:
                 self.waiting.append(call)
         self._gone, self._fresh = False, True
-        self._had, self._known = self._had or (self._known and not done), False  # told once
-        if done:
-            self._had = False
+        self._had, self._known = not done and (self._had or self._known), False  # told once
+        self._anew = self._anew and not done
         return done
 
     def check(self) -> None:

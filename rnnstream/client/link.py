@@ -37,7 +37,7 @@ class Link:
         self._address = address
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
-        self._pid = 0
+        self._pid = os.getpid()
 
     def open(self) -> bool:
         """Connect if there is no socket; returns at once, whether anybody is there or not.
@@ -47,13 +47,12 @@ class Link:
 
         Raises:
             ConnectionFailed: the address is no endpoint that can be connected to.
-            RuntimeError: the socket is that of another process, from which this one was forked.
+            RuntimeError: it was made in another process, from which this one was forked; both would number as one producer.
         """
+        if os.getpid() != self._pid:
+            raise RuntimeError(f"This client belongs to process {self._pid}; after a fork, make a new one in the child.")
         if self._socket is not None:
-            if os.getpid() != self._pid:
-                raise RuntimeError(f"This client belongs to process {self._pid}; after a fork, make a new one in the child.")
             return False
-        self._pid = os.getpid()
         if self._context is None:
             self._context = zmq.Context()
         socket = self._context.socket(zmq.DEALER)

@@ -20,7 +20,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from rnnstream.client.call import Call, Chain
 from rnnstream.client.core import Core, step_keys
-from rnnstream.client.delivery import UNSETTLED
 from rnnstream.client.token import read_prediction, wire_token
 from rnnstream.errors import BadToken, ProtocolError, RequestError
 from rnnstream.prediction import Prediction
@@ -32,7 +31,8 @@ WINDOW = 256  # tokens in flight: at 5 us a step a worker has a millisecond of w
 BODY = 64  # tokens in a body: the cost of a message is spread thin enough; more only makes the first replies late
 _BODIES = 4  # bodies that share the window, so that some are on their way while others are computed
 _OVERHEAD = 350  # bytes: keys, numbers and a vocabulary entry of a request or reply, generously
-_SHARE = 2  # bodies stay within this part of the worker's limits, the overhead being a guess
+_KEPT = 2  # times limits.reply_bytes: the replies that a worker keeps of a producer in a session
+_SHARE = 2  # bodies and windows stay within this part of the worker's limits, the overhead being a guess
 
 
 class Plan(Protocol[Result]):
@@ -134,27 +134,22 @@ class Stream(_Calls[Prediction]):
         return self._body
 
     def _size(self, hello: dict[str, Any]) -> None:
-        try:
-            limits = hello["limits"]
-            kept = limits.get("replies") or UNSETTLED
-            self._window = max(1, min(self._window, limits["waiting"], kept))
-            request = _request_bytes(self._session, hello["model"])
-            last = _reply_bytes(self._session, self._want, hello["model"])
-            reply = _reply_bytes(self._session, self._earlier.get("want", self._want), hello["model"])
-            self._body = max(
-                1,
-                min(
-                    BODY,
-                    self._window // _BODIES,
-                    limits["frame_requests"],
-                    limits["frame_bytes"] // _SHARE // request,
-                    1 + (limits["reply_bytes"] // _SHARE - last) // reply,
-                ),
-            )
-        except (KeyError, TypeError, AttributeError) as problem:
-            raise ProtocolError(
-                f"{self._core.address} says hello without its limits or its model ({problem!r:.120})."
-            ) from None
+        limits, model = hello["limits"], hello["model"]
+        request = _request_bytes(self._session, model)
+        last = _reply_bytes(self._session, self._want, model)
+        reply = _reply_bytes(self._session, self._earlier.get("want", self._want), model)
+        kept = _KEPT * limits["reply_bytes"] // _SHARE // reply  # what is lost must be there to be repeated
+        self._window = max(1, min(self._window, limits["waiting"], limits["replies"], kept))
+        self._body = max(
+            1,
+            min(
+                BODY,
+                self._window // _BODIES,
+                limits["frame_requests"],
+                limits["frame_bytes"] // _SHARE // request,
+                1 + (limits["reply_bytes"] // _SHARE - last) // reply,
+            ),
+        )
 
     def put(self, tokens: Sequence[Any]) -> None:
         """See `Plan`. A token that cannot be written ends it: the error is raised behind the results before it."""
@@ -244,7 +239,7 @@ class Pages(_Calls[str]):
 
 def _request_bytes(session: str, model: dict[str, Any]) -> int:
     """About how many bytes a step's request has, rather too many."""
-    row = 4 * model["input"]["size"] if model["input"]["kind"] == "dense" else 0
+    row = 4 * model["input"]["size"] if model["input"].get("kind") == "dense" else 0
     return _OVERHEAD + 4 * len(session) + row  # a character has at most 4 bytes of UTF-8, a number of a row 4
 
 
@@ -256,6 +251,6 @@ def _reply_bytes(session: str, want: str | int, model: dict[str, Any]) -> int:
         size += row
     elif type(want) is int:
         size += 20 * want  # an [id, p]
-    if want != "none" and model["output"]["kind"] != "categorical":
+    if want != "none" and model["output"].get("kind") != "categorical":
         size += row  # y
     return size

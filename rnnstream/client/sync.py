@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -24,7 +25,8 @@ class Client:
     The first operation connects; nobody has to be there before. Close it at the end, or use it in a `with` statement.
 
     Whatever changes a session is numbered, so that it counts once, however often it is sent. What is lost with a
-    connection, or comes when a session has too much to do, is sent again, and takes time only.
+    connection, or comes when a session has too much to do, is sent again, and takes time only. When a client knows more
+    than 65,536 sessions, it forgets those at rest: that the worker lost one, only `Prediction.opened` tells then.
 
     Every operation raises one of these, and the client can be used after each of them:
 
@@ -34,22 +36,20 @@ class Client:
     * `NoReply`: no answer came in time. The client has stopped sending the request; what is on its way may still count.
       `Session.info` tells the session's t.
     * `SessionLost`: the worker has no session any more that this client has fed, or none that it knows to be the same; it
-      was restarted without a store, for instance. The request has not counted, unless the message says that it opened
-      the session anew. The client can go on: with `Session.reset`, `open`, or simply a token.
+      was restarted without a store, for instance. The request has not counted, unless the message says that the session
+      was opened anew. The client can go on: with `Session.reset`, `open`, or simply a token.
     * `ProtocolError`: what answers is no rnnstream worker.
 
     Args:
         address: a ZeroMQ endpoint, such as "tcp://127.0.0.1:5555".
-        timeout_s: how long each message is waited for, with all its repetitions, in seconds above 0.
-
-    Raises:
-        ValueError: the timeout is not above 0.
+        timeout_s: how long each message is waited for, with all its repetitions, in seconds above 0; else `ValueError`.
     """
 
     def __init__(self, address: str, timeout_s: float = 10.0) -> None:
         self._core = Core(address, timeout_s, secrets.token_urlsafe(16))
         self._link = Link(address)
         self._alone = Alone()
+        self._left: deque[Plan[Any]] = deque()  # to be abandoned: a generator may end anywhere, at the collector's whim
 
     def session(self, name: str) -> Session:
         """The session of this name; asks nobody, so that it may or may not exist."""
@@ -57,15 +57,15 @@ class Client:
 
     def hello(self) -> dict[str, Any]:
         """Who is there: protocol, version, limits and model, as docs/protocol.md lists them."""
-        return self._ask(self._core.ask_hello())
+        return self._ask(self._core.ask_hello)
 
     def ping(self) -> dict[str, Any]:
         """Have the worker make a step on a scratch row, and answer."""
-        return self._ask(self._core.ping())
+        return self._ask(self._core.ping)
 
     def stats(self) -> dict[str, Any]:
         """The worker's counters, as docs/protocol.md lists them."""
-        return self._ask(self._core.stats())
+        return self._ask(self._core.stats)
 
     def sessions(self, prefix: str = "") -> Iterator[str]:
         """The names of the sessions that begin with `prefix`, in no given order; asked for a page at a time."""
@@ -73,8 +73,9 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; what is under way is not waited for. Can be called again."""
-        self._core.close()
-        self._link.close()
+        with self._alone:
+            self._core.close()
+            self._link.close()
 
     def __enter__(self) -> Client:
         return self
@@ -82,40 +83,45 @@ class Client:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _ask(self, call: Call[T]) -> T:
-        self._settle(call)
-        return call.result()
+    def _ask(self, make: Callable[[], Call[T]]) -> T:
+        with self._alone:
+            return self._settle(make()).result()
 
     def _follow(self, plan: Plan[T], source: Iterable[Any]) -> Generator[T, None, None]:
         tokens = iter(source)
         try:
             while True:
                 while room := plan.room():
-                    plan.put(list(islice(tokens, room)))
+                    some = list(islice(tokens, room))
                     with self._alone:
+                        plan.put(some)
                         self._send()
-                call = plan.waiting()
-                if call is None:
-                    return
-                self._settle(call)
+                with self._alone:
+                    call = plan.waiting()
+                    if call is None:
+                        return
+                    self._settle(call)
                 yield from plan.results()
         finally:
-            plan.abandon()
+            self._left.append(plan)
 
-    def _settle(self, call: Call[Any]) -> None:
-        """Return when the call is done."""
-        core, link = self._core, self._link
+    def _settle(self, call: Call[T]) -> Call[T]:
+        """Return the call when it is done."""
         try:
-            with self._alone:
+            self._send()
+            while not call.done:
+                self._take(self._link.receive((self._core.deadline() or 0.0) - time.monotonic()))
                 self._send()
-                while not call.done:
-                    self._take(link.receive((core.deadline() or 0.0) - time.monotonic()))
-                    self._send()
         finally:
-            core.give_up(call)
+            self._core.give_up(call)
+        return call
 
     def _send(self) -> None:
         core, link = self._core, self._link
+        while self._left:
+            self._left.popleft().abandon()
+        if core.closed:
+            return
         link.open()
         while core.overdue(time.monotonic()):  # replies that nobody came for; they may lie there
             self._take(link.receive(0.0))
@@ -124,11 +130,8 @@ class Client:
             link.send(body)
 
     def _take(self, body: bytes | None) -> None:
-        core = self._core
-        if body is not None:
-            core.received(body, time.monotonic())
-        else:
-            core.expire(time.monotonic())
+        core, now = self._core, time.monotonic()
+        core.expire(now) if body is None else core.received(body, now)
         if core.take_renewal():
             self._link.drop()
 
@@ -163,7 +166,7 @@ class Session:
             NoReply: the token is not sent any more, and may still count; `info` tells the session's t.
             SessionLost: the worker no longer has the session that this client was feeding; see `Client`.
         """
-        return self._client._ask(self._core.step(self.name, x, want, surprisal, t))
+        return self._client._ask(lambda: self._core.step(self.name, x, want, surprisal, t))
 
     def stream(
         self, tokens: Iterable[Token], *, want: str | int = "argmax", surprisal: bool = False, window: int | None = None
@@ -192,8 +195,7 @@ class Session:
             NoReply: the tokens in flight are not sent any more, and may still count.
             SessionLost: as in `step`, at the place of its token.
         """
-        live = not is_sequence(tokens)
-        plan = Stream(self._core, self.name, want=want, surprisal=surprisal, live=live, window=window)
+        plan = Stream(self._core, self.name, want=want, surprisal=surprisal, live=not is_sequence(tokens), window=window)
         return self._client._follow(plan, tokens)
 
     def feed(self, tokens: Iterable[Token], *, want: str | int = "argmax", surprisal: bool = False) -> Prediction:
@@ -210,8 +212,7 @@ class Session:
         Raises:
             ValueError: there is no token.
             RequestError: the first that came; no token behind it counts. `Stale` only where the last token's reply is gone.
-            NoReply: how many of the tokens counted is not known; as in `stream`.
-            SessionLost: as in `step`.
+            NoReply, SessionLost: as in `stream`; how many of the tokens counted is not known.
         """
         plan = Stream(self._core, self.name, want=want, surprisal=surprisal, live=False, only_last=True)
         [last] = self._client._follow(plan, tokens)
@@ -219,7 +220,7 @@ class Session:
 
     def info(self) -> dict[str, Any]:
         """Its t, age, idle time and more, as docs/protocol.md lists them; `UnknownSession` where there is none."""
-        return self._client._ask(self._core.info(self.name))
+        return self._client._ask(lambda: self._core.info(self.name))
 
     def peek(self, xs: Iterable[Token], *, want: str | int = "argmax", surprisal: bool = False) -> list[Prediction]:
         """What the network would say after each of these tokens if they came next; the session does not move.
@@ -236,7 +237,8 @@ class Session:
             BadToken: one of them cannot be a token.
             UnknownSession: there is no such session.
         """
-        return self._client._ask(self._core.peek(self.name, xs, want, surprisal))
+        some = list(xs)  # making them may use the client
+        return self._client._ask(lambda: self._core.peek(self.name, some, want, surprisal))
 
     def open(self, state: bytes | None = None, *, t: int | None = None) -> None:
         """Create it, at its initial state or from a snapshot.
@@ -249,7 +251,7 @@ class Session:
             Exists: it is open already.
             BadState: the snapshot is damaged, or of another model.
         """
-        self._client._ask(self._core.change("open", self.name, t, state=state))
+        self._client._ask(lambda: self._core.change("open", self.name, t, state=state))
 
     def reset(self, *, t: int | None = None) -> None:
         """Put it at its initial state, step 0; creates it where there is none.
@@ -257,7 +259,7 @@ class Session:
         Args:
             t: only if this is the step count that the session is to have next, as for a step; else `Conflict`.
         """
-        self._client._ask(self._core.change("reset", self.name, t))
+        self._client._ask(lambda: self._core.change("reset", self.name, t))
 
     def fork(self, to: str, *, t: int | None = None) -> Session:
         """Copy it, as it is now, to a new name; the two then go their own ways.
@@ -273,12 +275,12 @@ class Session:
             Exists: a session of that name is open.
             UnknownSession: there is no session to copy.
         """
-        self._client._ask(self._core.fork(self.name, to, t))
+        self._client._ask(lambda: self._core.fork(self.name, to, t))
         return self._client.session(to)
 
     def snapshot(self) -> bytes:
         """Its state as bytes, for `open` and `restore`; raises `UnknownSession` where there is none."""
-        return self._client._ask(self._core.snapshot(self.name))
+        return self._client._ask(lambda: self._core.snapshot(self.name))
 
     def restore(self, state: bytes, *, t: int | None = None) -> None:
         """Put it, which is open, into the state and step count of a snapshot; changes nothing where that fails.
@@ -291,12 +293,8 @@ class Session:
             BadState: the snapshot is damaged, or of another model.
             UnknownSession: there is no such session; see `open`.
         """
-        self._client._ask(self._core.change("restore", self.name, t, state=state))
+        self._client._ask(lambda: self._core.change("restore", self.name, t, state=state))
 
     def close(self, *, t: int | None = None) -> None:
-        """Forget its state. The name stays taken for a while: steps get `UnknownSession` until a `reset` or `open`.
-
-        Args:
-            t: as in `reset`.
-        """
-        self._client._ask(self._core.change("close", self.name, t))
+        """Forget its state; steps get `UnknownSession` for a while, until a `reset` or `open`. For `t` see `reset`."""
+        self._client._ask(lambda: self._core.change("close", self.name, t))

@@ -200,8 +200,12 @@ def test_another_loop_is_refused(toy: ToyWorker) -> None:
     asyncio.run(client.ping())
 
     async def main() -> None:
+        made = client._core._made
         with pytest.raises(RuntimeError, match="another event loop"):
             await client.ping()
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await anext(client.session("s").stream([1]))
+        assert client._core._made == made
         await client.close()
 
     run(main)

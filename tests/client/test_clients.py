@@ -6,6 +6,7 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -328,6 +329,10 @@ def test_an_address_that_is_none(connect: Callable[..., Any]) -> None:
         for _ in range(2):
             with pytest.raises(ConnectionFailed, match=f"Cannot connect to '{address}'"):
                 client.ping()
+            with pytest.raises(ConnectionFailed):
+                client.session("s").step(1)
+        assert not client._core._new
+        assert not client._core._lanes["s"].waiting
 
 
 def test_ipv6(connect: Callable[..., Any]) -> None:
@@ -364,6 +369,27 @@ def test_a_closed_client_says_so(client: Any) -> None:
         client.ping()
     with pytest.raises(RuntimeError, match="closed"):
         list(stream)
+    assert client._link._socket is None
+
+
+@pytest.mark.parametrize("more", [0, 9])
+def test_a_stream_that_goes_on_after_the_end_opens_nothing(client: Any, toy: ToyWorker, more: int) -> None:
+    stream = client.session("s").stream(iter(range(100, 103 + more)), window=3)
+    next(stream)
+    client.close()
+    with suppress(RuntimeError, ConnectionFailed):  # where not all replies had come
+        list(stream)
+    assert client._link._socket is None
+    assert client._link._context is None
+
+
+def test_a_client_made_before_a_fork_is_not_the_childs(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = client.session("s")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.getpid", lambda: 1)
+        with pytest.raises(RuntimeError, match="make a new one in the child"):
+            session.step(1)
+    assert session.step(1).t == 1
 
 
 def test_a_fork_needs_a_client_of_its_own(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +405,7 @@ def test_a_fork_needs_a_client_of_its_own(client: Any, monkeypatch: pytest.Monke
 
 def let_time_pass(client: Any) -> None:
     """As if nobody had looked for long."""
-    client._core._quiet_since -= 1000.0
+    client._core._patience._quiet_since -= 1000.0
     for call in client._core._pending:
         call.deadline -= 1000.0
 

@@ -150,7 +150,7 @@ def test_patience_grows_with_the_round_trip() -> None:
     core.outgoing(100.0)
     assert core.deadline() == pytest.approx(103.0, abs=0.05)
     slow = Core("tcp://toy:1", 1.0, "me")
-    slow._round_trip_s = 100.0
+    slow._patience.measured(1000.0)
     slow.ping()
     slow.outgoing(0.0)
     assert slow.deadline() == 0.5, "it leaves time for another try"
@@ -286,6 +286,78 @@ def test_a_closed_core_fails_what_is_under_way_and_takes_no_more() -> None:
             call.result()
     with pytest.raises(RuntimeError, match="closed"):
         core.ping()
+
+
+def a_hello(core: Core, **changes: Any) -> Call[Any]:
+    """The answer to a hello, with these limits or sizes changed."""
+    call = core.ask_hello()
+    core.outgoing(0.0)
+    limits = {"frame_bytes": 1 << 20, "frame_requests": 512, "waiting": 1024, "reply_bytes": 1 << 20, "replies": 512}
+    sizes = {side: {"size": changes.get(side, 5)} for side in ("input", "output")}
+    limits.update({key: value for key, value in changes.items() if key in limits})
+    core.received(replies.encode({"protocol": 1, "limits": limits, "model": sizes, "id": core._sent}), 0.0)
+    return call
+
+
+@pytest.mark.parametrize("key", ["frame_bytes", "frame_requests", "waiting", "reply_bytes", "replies", "input", "output"])
+@pytest.mark.parametrize("value", [float("inf"), 100.0, 0, -1, True, "512", None])
+def test_a_limit_that_is_none_is_refused_when_hello_is_read(key: str, value: Any) -> None:
+    core = a_core()
+    with pytest.raises(ProtocolError, match=rf"says hello with \S*{key}\S* {value!r}; it is an int"):
+        a_hello(core, **{key: value}).result()
+    assert core.hello is None
+    core.step("s", 1)
+    assert len(core.outgoing(0.0)) == 1
+    a_hello(core).result()
+    assert core.hello is not None
+
+
+@pytest.mark.parametrize("reply", [{}, {"limits": 3}, {"limits": {}, "model": {}}, {"limits": None, "model": 1}])
+def test_a_hello_without_limits_is_refused(reply: dict[str, Any]) -> None:
+    core = a_core()
+    call = core.ask_hello()
+    core.outgoing(0.0)
+    core.received(replies.encode({"protocol": 1, "id": 1, **reply}), 0.0)
+    with pytest.raises(ProtocolError, match="hello without its limits or its model"):
+        call.result()
+
+
+@pytest.mark.parametrize("latency_s", [0.6, 2.0])
+def test_a_slow_worker_is_soon_waited_for(latency_s: float) -> None:
+    """Its replies are those to calls that were sent several times: each says how long its last sending took."""
+    core, worker, now = a_core(), Counting(), 0.0
+    sends = []
+    for x in range(20, 35):
+        call = core.step("s", x)
+        bodies = core.outgoing(now)
+        while not call.done:
+            due = now + latency_s
+            while (core.deadline() or now) < due:
+                now = core.deadline() or now
+                core.expire(now)
+                bodies, due = core.outgoing(now), now + latency_s
+            now = due
+            core.received(worker.answer(bodies[0]), now)
+        sends.append(call.sends)
+    assert sends[0] > 1
+    assert sends[-8:] == [1] * 8
+
+
+def test_what_is_never_sent_leaves_nothing_behind() -> None:
+    """Where there is no socket to send over, `outgoing` is not asked."""
+    core = a_core()
+    for _ in range(3):
+        core.give_up(core.step("s", 1))
+        core.give_up(core.ping())
+    assert not core._new
+    assert not core._pending
+    assert all(lane.idle for lane in core._lanes.values())
+    core.outgoing(0.0)
+    calls = [core.step("s", x) for x in range(5)]
+    for call in (calls[2], calls[4]):
+        core.give_up(call)
+    assert [call.requests[0]["x"] for call in core._lanes["s"].waiting] == [0, 1, 3]
+    core.check()
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1.0, float("nan")])

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from rnnstream.client.call import Call
 from rnnstream.client.core import Core
+from rnnstream.client.lane import Lane
 from rnnstream.errors import Busy, Conflict, Full, NoReply, RequestError, SessionLost, Stale
 from rnnstream.wire import replies, requests
 
@@ -259,7 +261,7 @@ def test_a_question_behind_a_change_is_answered_behind_it() -> None:
 
 
 def test_sessions_that_are_idle_are_forgotten_and_come_back_under_a_fresh_producer_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rnnstream.client.delivery.LANES", 3)
+    monkeypatch.setattr("rnnstream.client.lanes.LANES", 3)
     core, worker = a_core(), Counting()
     for name in ("a", "b", "c", "d", "a"):
         core.step(name, 1)
@@ -269,3 +271,89 @@ def test_sessions_that_are_idle_are_forgotten_and_come_back_under_a_fresh_produc
     ids = [item["producer"] for item in worker.steps() if item["session"] == "a"]
     assert len(set(ids)) == 2
     assert worker.ts["a"] == 2
+
+
+def test_lanes_in_use_are_looked_at_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rnnstream.client.lanes.LANES", 40)
+    looked: list[str | None] = []
+    idle = Lane.idle.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(Lane, "idle", property(lambda lane: looked.append(lane.name) or idle(lane)))  # type: ignore[func-returns-value]
+    core, worker = a_core(), Counting()
+    calls = [core.step(f"s{number}", 1) for number in range(40)]
+    assert looked == []
+    core.step("more", 1)
+    assert looked == [f"s{number}" for number in range(16)], "those that were made first"
+    assert len(core._lanes) == 41, "none was idle"
+    for body in core.outgoing(0.0)[30:40]:
+        core.received(worker.answer(body), 0.0)
+    assert calls[30].done
+    for name in "abc":
+        core.step(name, 1)
+    assert len(core._lanes) == 40, "the next time those behind were looked at"
+    core.check()
+
+
+def test_a_pause_is_never_without_end_or_length() -> None:
+    for wait_ms in (0, -5, None, "1", float("nan"), float("inf")):
+        core = a_core()
+        core.step("s", 1)
+        core.outgoing(0.0)
+        said(core, 1, an_error("busy", retry_after_ms=wait_ms))
+        assert core.outgoing(0.0) == []
+        assert 0.001 <= (core.deadline() or 0.0) <= 0.05
+
+
+def test_a_refusal_is_over_when_a_question_is_answered() -> None:
+    core = a_core()
+    peek = core.peek("s", [1], "none", False)
+    core.outgoing(0.0)
+    said(core, 1, an_error("busy", retry_after_ms=1))
+    core.expire(0.001)
+    core.outgoing(0.001)
+    said(core, 2, {"t": 1, "ys": [{}]})
+    assert peek.done
+    assert core._lanes["s"].refusal is None
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+def test_a_session_that_was_opened_anew_for_nobody_is_news_to_the_next(under_way: bool) -> None:
+    core, worker = a_core(), Counting()
+
+    def go(call: Call[Any]) -> Call[Any]:
+        for body in core.outgoing(0.0):
+            core.received(worker.answer(body), 0.0)
+        return call
+
+    go(core.step("s", 1))
+    core.step("s", 2)  # lost and let go: what follows comes under a fresh producer id
+    core.give_up(next(iter(core._pending)))
+    gone = core.step("s", 2)
+    core.outgoing(0.0)
+    core.give_up(gone)
+    core.expire(0.25)
+    worker = Counting()
+    cancelled = core.step("s", 3)
+    behind = core.step("s", 4) if under_way else None
+    bodies = core.outgoing(0.3)
+    core.give_up(cancelled)
+    for body in bodies:
+        core.received(worker.answer(body), 0.3)
+    go(core.info("s")).result()
+    with pytest.raises(SessionLost, match="opened it anew with an earlier token; this request counts behind it"):
+        (behind or go(core.step("s", 4))).result()
+    assert go(core.step("s", 5)).result().t == 3, "it is said once"
+
+
+def test_it_is_no_news_to_who_starts_over() -> None:
+    core, worker = a_core(), Counting()
+    core._lanes.lane("s").expect()
+    cancelled = core.step("s", 1)
+    bodies = core.outgoing(0.0)
+    core.give_up(cancelled)
+    for body in bodies:
+        core.received(worker.answer(body), 0.0)
+    core.change("reset", "s")
+    after = core.step("s", 2)
+    for body in core.outgoing(0.0):
+        core.received(worker.answer(body), 0.0)
+    assert after.result().t == 1

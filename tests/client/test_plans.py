@@ -117,11 +117,11 @@ def test_a_known_hello_is_not_asked_again() -> None:
 @pytest.mark.parametrize(
     ("want", "outputs", "limits", "size"),
     [
-        ("probs", 1000, {}, 64),
-        ("probs", 10_000, {}, 12),  # 12 * 40 kB are half of reply_bytes
+        ("probs", 900, {}, 64),
+        ("probs", 10_000, {}, 6),  # 25 * 40 kB are reply_bytes, half of what a worker keeps; that is shared by 4 bodies
         ("logits", 200_000, {}, 1),
         ("argmax", 1_000_000, {}, 64),
-        (100, 5, {"reply_bytes": 1 << 16}, 13),
+        (100, 5, {"reply_bytes": 1 << 16}, 6),
         ("argmax", 5, {"frame_bytes": 4000}, 5),
     ],
 )
@@ -129,6 +129,17 @@ def test_bodies_keep_well_within_the_limits(want: Any, outputs: int, limits: dic
     following = a_following(outputs=outputs, **limits)
     deque(following.follow(a_stream(following.core, want=want), range(14, 84)), maxlen=0)
     assert sizes(following.worker)[0] == size
+
+
+@pytest.mark.parametrize(("outputs", "body"), [(1000, 60), (20_000, 3), (200_000, 1)])
+@pytest.mark.parametrize("lose", [range(1, 5), range(2, 40, 3)])
+def test_large_replies_that_are_lost_are_still_kept(outputs: int, body: int, lose: Container[int]) -> None:
+    following = a_following(outputs=outputs)
+    following.worker.reply_bytes = 2 << 20
+    following.lose = lose
+    found = list(following.follow(a_stream(following.core, want="probs"), range(100, 160)))
+    assert [(prediction.t, prediction.y) for prediction in found] == [(t, 99 + t) for t in range(1, 61)]
+    assert max(sizes(following.worker)) == body
 
 
 def test_feeding_counts_one_large_reply() -> None:
@@ -149,7 +160,7 @@ def test_dense_tokens_and_outputs_are_counted_too() -> None:
     assert sizes(following.worker) == [12, 8]
     following.core.hello["model"] = {**model, "output": {"kind": "linear", "size": 20_000}}
     list(following.follow(a_stream(following.core), [[1.0]] * 10))
-    assert sizes(following.worker)[2:] == [6, 4]
+    assert sizes(following.worker)[2:] == [3, 3, 3, 1]
 
 
 def test_live_tokens_go_one_by_one_and_wait_for_the_one_before() -> None:
@@ -318,7 +329,7 @@ def test_an_error_of_hello_is_the_error_of_the_stream() -> None:
         list(following.follow(a_stream(following.core), [1]))
     following.lose = ()
     core = following.core
-    core.hello = {"protocol": 1}
+    following.worker._hello = lambda request: {"protocol": 1}  # type: ignore[method-assign]
     with pytest.raises(ProtocolError, match="hello without"):
         list(following.follow(a_stream(core), [1]))
 

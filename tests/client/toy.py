@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -39,12 +40,14 @@ class Counting:
         numbers: by session and producer.
         applied: the tokens of each session, in order, whatever was reset or closed in between.
         bodies: the requests of every body that came, in order.
+        replies, reply_bytes: most replies kept for a producer in a session, and most bytes of these.
     """
 
     def __init__(self, limits: Limits | None = None, outputs: int = 5, replies: int = 512) -> None:
         self.limits = limits or Limits()
         self.outputs = outputs
         self.replies = replies
+        self.reply_bytes = 2 * self.limits.reply_bytes
         self.numbers: dict[tuple[str, str], Numbers] = {}
         self.applied: dict[str, list[Any]] = {}
         self.ts: dict[str, int] = {}
@@ -91,9 +94,14 @@ class Counting:
         reply = do(request)
         numbers.last = request.n
         numbers.kept[request.n] = what, reply
-        while len(numbers.kept) > self.replies:
+        while len(numbers.kept) > self.replies or self._bytes(numbers) > self.reply_bytes:
             del numbers.kept[min(numbers.kept)]
         return reply
+
+    def _bytes(self, numbers: Numbers) -> int:
+        """Of the replies kept beside the last one."""
+        rows = [reply.get("probs", b"") for n, (_, reply) in numbers.kept.items() if n < numbers.last]
+        return sum(map(len, rows)) + 500 * len(rows)
 
     def _live(self, request: requests.Request) -> int:
         why = "closed" if request.session in self.closed else "never"
@@ -215,6 +223,7 @@ class ToyWorker:
         self._endpoint = "tcp://127.0.0.1:*"
         self._thread: threading.Thread | None = None
         self._control: zmq.Socket[bytes] | None = None
+        self._problem: Exception | None = None  # what the thread died of
 
     @property
     def address(self) -> str:
@@ -236,14 +245,18 @@ class ToyWorker:
         self._thread.start()
 
     def stop(self) -> None:
+        """Listen no more; raises what the thread has died of, if it has."""
         if self._context is not None and self._thread is not None and self._control is not None:
-            if self._thread.is_alive():
-                self._control.send(b"")
+            with suppress(zmq.Again):  # there is no other end: the thread has died
+                self._control.send(b"", zmq.DONTWAIT)
             self._thread.join(DEADLINE_S)
             assert not self._thread.is_alive()
             self._control.close()
             self._context.term()
             self._context = None
+            problem, self._problem = self._problem, None
+            if problem is not None:
+                raise problem
 
     def _run(self, router: zmq.Socket[bytes], control: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()
@@ -256,6 +269,8 @@ class ToyWorker:
                 reply = self.reply_to(body)
                 if reply is not None:
                     router.send_multipart([*envelope, reply])
+        except Exception as problem:
+            self._problem = problem
         finally:
             router.close()
             control.close()
