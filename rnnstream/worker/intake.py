@@ -57,6 +57,7 @@ class Intake:
         self._connection_busy = _busy("Too much of this connection is unanswered")
         self.order = Order()
         self.crowded: list[bytes] = []
+        self._said: dict[int, bytes] = {}  # by row, lately: that it is busy
         self._now = 0.0
 
     @property
@@ -79,7 +80,8 @@ class Intake:
         """Put what has arrived into waves, or answer it."""
         unpackb, table, waiting, held = msgpack.unpackb, self._engine.table, self.waves.waiting, self.order.held
         rows, producers, size = table.rows, table.producers, self._plain_size
-        wave, self._now = self.waves.first(), now
+        wave, self._now, most = self.waves.first(), now, self._limits.waiting
+        self._said.clear()
         wave_row, wave_x, wave_address = wave.rows.append, wave.xs.append, wave.addresses.append
         before = len(wave.rows)
         for address, body in zip(addresses, bodies, strict=True):
@@ -87,10 +89,14 @@ class Intake:
                 item = unpackb(body)
                 keys = len(item)
                 row, x = rows[item["session"]], item["x"]
+                turn = waiting[row]
+                if turn >= most and "id" not in item and "op" not in item:
+                    self._take_flood(address, row, item)
+                    continue
                 if (
                     type(x) is int
                     and 0 <= x < size
-                    and not waiting[row]
+                    and not turn
                     and (not held or routing_id(address) not in held)
                     and (keys == 2 or keys == 4 or (type(item["id"]) is int and keys < 6))
                 ):
@@ -113,6 +119,16 @@ class Intake:
             self._take_body(address, bytes(body))
         self.waves.count += len(wave.rows) - before
 
+    def _take_flood(self, address: Address, row: int, item: dict[Any, Any]) -> None:
+        """A token that came alone, of a session that is busy."""
+        body = Body(address, 1, self._now)
+        self._say_busy(body, 0, item, row)
+        body.bytes = len(body.replies[0] or b"")
+        if self.order.bytes_of(address) <= CROWDED_BYTES:
+            self.order.add(body)
+        else:
+            self.crowded.append(routing_id(address))
+
     def _take_body(self, address: Address, data: bytes) -> None:
         """Take in a body of any kind."""
         held_bytes = self.order.bytes_of(address)
@@ -129,7 +145,6 @@ class Intake:
         judged: dict[int, bool] = {}
         run_turn, run_place, short = -1, 0, 0
         crowded = held_bytes > CONNECTION_BYTES
-        busy: dict[int, bytes] = {}  # what is said to a session that is, by row
         for place, item in enumerate(items):
             if crowded:
                 self._refuse(body, place, item, self._connection_busy)
@@ -139,7 +154,7 @@ class Intake:
                 row, x = rows[item["session"]], item["x"]
                 turn = waiting[row]
                 if turn and turn >= room and not self._has_room(row, len(items) - place, judged):
-                    self._say_busy(body, place, item, row, busy)
+                    self._say_busy(body, place, item, row)
                     continue
                 if type(x) is int and 0 <= x < size and live[row] and row not in closing and (not turn or turn < room):
                     if keys == 2 or (keys == 3 and type(item["id"]) is int):  # the ordinary token again, for each of many
@@ -224,16 +239,16 @@ class Intake:
         except Exception:
             body.answer(place, self._answers.internal(readable(item)))
 
-    def _say_busy(self, body: Body, place: int, item: dict[Any, Any], row: int, said: dict[int, bytes]) -> None:
-        """Refuse a step without a closer look: it is done often to whoever floods. `said` to steps of a row without an id."""
-        reply = said.get(row) if "id" not in item else None
-        if reply is None:
-            reply = self._answers.refused(self._session_busy, readable(item))
-        else:
+    def _say_busy(self, body: Body, place: int, item: dict[Any, Any], row: int) -> None:
+        """Refuse a step without a closer look: it is done often to whoever floods."""
+        if "id" in item:
+            self._refuse(body, place, item, self._session_busy)
+        elif row in self._said:
             self._answers.stats.errors["busy"] += 1
-        if "id" not in item:
-            said[row] = reply
-        body.answer(place, reply)
+            body.answer(place, self._said[row])
+        else:
+            self._said[row] = self._answers.refused(self._session_busy, readable(item))
+            body.answer(place, self._said[row])
 
     def _refuse(self, body: Body, place: int, item: Any, error: RequestError) -> None:
         body.answer(place, self._answers.refused(error, readable(item)))

@@ -14,13 +14,13 @@ from rnnstream.worker.core import Core
 from rnnstream.worker.outbox import RETRY_S, Outbox
 from rnnstream.worker.queue import Address, routing_id
 
-# A turn takes in what has arrived, a chunk at a time, until nothing is left or it has lasted for long enough. That is soon
-# where most of it comes from one connection that is not alone: whoever floods makes the turns short, and everybody else's
-# token, which is in the next one, comes soon.
-CHUNK_BODIES = 32
+# A turn takes in what has arrived, a chunk at a time, until nothing is left or it has lasted for long enough. It ends with the
+# first, small chunk where most of that comes from one connection that is not alone: whoever floods makes the turns short, and
+# everybody else's token, which is in the next one, comes soon.
+FIRST_BODIES = 16
+CHUNK_BODIES = 64
 CHUNK_BYTES = 16 << 10
 TURN_S = 2e-3
-FLOODED_TURN_S = 0.1e-3
 COMPANY_S = 0.1  # how long ago another connection was heard, for one not to be alone
 WAITED_S = 10e-6  # a blocking read that took longer has waited: nothing else was there, and asking again costs 2.7 us
 FLUSH_S = 2.0  # for slow readers to take their last replies when the worker stops
@@ -82,22 +82,20 @@ class Router:
     def _take_in(self) -> None:
         """Take in what has arrived, for as long as a turn may."""
         core, clock = self.core, time.monotonic
-        addresses, bodies, more = self._drain(wait=True)
-        now = started = clock()
-        core.take(addresses, bodies, now)
-        if not more:
-            return
+        addresses, bodies, more = self._drain(FIRST_BODIES, wait=True)
+        started = clock()
+        core.take(addresses, bodies, started)
         share: Counter[Address] = Counter()
         while more and not core.full:
+            now = clock()
             share.update(addresses)
             if len(share) > 1:
                 self._company_until = now + COMPANY_S
             flooded = now < self._company_until and 2 * max(share.values(), default=0) > share.total()
-            if now - started >= (FLOODED_TURN_S if flooded else TURN_S):
+            if flooded or now - started >= TURN_S:
                 break
-            addresses, bodies, more = self._drain(wait=False)
+            addresses, bodies, more = self._drain(CHUNK_BODIES)
             core.take(addresses, bodies, now)
-            now = clock()
 
     def _turn(self, now: float) -> None:
         """Have the core run a wave, and send what it answers."""
@@ -108,7 +106,7 @@ class Router:
         core.stats.dropped, core.stats.cut_off = outbox.dropped, outbox.cut_count
         core.sent(time.monotonic())
 
-    def _drain(self, wait: bool) -> tuple[list[Address], list[zmq.Frame], bool]:
+    def _drain(self, most: int, *, wait: bool = False) -> tuple[list[Address], list[zmq.Frame], bool]:
         """Some of what has arrived, and whether there may be more. May wait for something, if there is nothing else to do."""
         addresses: list[Address] = []
         bodies: list[zmq.Frame] = []
@@ -122,7 +120,7 @@ class Router:
             else:
                 flags, started = 0, time.perf_counter()
         try:
-            for _ in range(CHUNK_BODIES):
+            for _ in range(most):
                 address: Address = recv(flags)
                 # As a frame, for a frame knows without a further call whether another one follows. Reading two frames
                 # blindly would be 0.5 us faster and let a peer's forged third frame pass as another peer's message.
