@@ -49,7 +49,7 @@ def serve(model: str | None, bind: tuple[str, ...], max_sessions: int, idle_time
 
     keep_memory()
     gc.freeze()  # the model stays: a full collection need not look at it again
-    gc.set_threshold(50_000, 20, 50)  # what waits is no garbage; looking for some in it took a seventh of a flooded turn
+    gc.set_threshold(200_000, 20, 50)  # more than may wait: that is no garbage, and each look at it takes milliseconds
     worker.run(ready)
     log.info("stopped; %d sessions were open", len(worker.engine.sessions()))
 

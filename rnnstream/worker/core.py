@@ -58,8 +58,8 @@ class Core:
 
     @property
     def waiting(self) -> int:
-        """How many requests wait."""
-        return self._intake.waves.count + len(self._peeks)
+        """How many requests wait; above 0 also while replies do that could leave."""
+        return self._intake.waves.count + len(self._peeks) + self._intake.order.late
 
     @property
     def full(self) -> bool:

@@ -21,7 +21,7 @@ log = logging.getLogger("rnnstream.worker")
 
 WAITING_BYTES = 4 << 20  # for one peer, beside the 128 messages in its pipe: beyond, it is cut off if it has taken none lately
 STALLED_S = 1.0  # that is, for so long
-MOST_BYTES = 32 << 20  # for one peer, whatever it takes
+MOST_BYTES = 8 << 20  # for one peer, whatever it takes; more could not be let go of in a few milliseconds
 OBJECTS_BYTES = 200  # around a reply that waits
 ENVELOPE_BYTES = 3000  # of 8 frames, and the objects around them
 RETRY_S = 0.001  # how often a full pipe is tried again

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rnnstream.wire.limits import Limits
+from rnnstream.worker import queue
 from tests.engine.models import network
 
 from .driving import Driver, codes, pack, step
@@ -180,6 +181,21 @@ def test_a_connection_that_goes_on_though_it_is_busy_is_cut_off(drive: Drive, mo
     driver.finish()
     assert codes(driver.replies[A][0]) == list(range(2, 202))
     assert codes(driver.replies[A][-1]) == ["busy"] * 10
+
+
+def test_what_waited_behind_a_slow_answer_leaves_a_part_a_turn(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "LEAVING", 10)
+    driver = drive(network())
+    driver.handle((A, [step("s", 1)] * 3), *((A, [{"op": "ping"}]) for _ in range(35)), (B, [step("t", 1)] * 3))
+    driver.handle()
+    assert not driver.replies[A]
+    sizes = []
+    while driver.core.waiting:
+        sizes.append(len(driver.handle()))
+        if len(sizes) == 2:
+            sizes[-1] += len(driver.handle((A, [{"op": "ping"}])))
+    assert sizes == [10 + 1, 20, 7]
+    assert codes(driver.replies[A][0]) == [1, 2, 3]
 
 
 def test_a_repeat_of_a_large_reply_is_held_to_the_size_of_a_body(drive: Drive) -> None:

@@ -96,10 +96,10 @@ def test_a_peer_is_cut_off_at_a_bound_for_what_waits_and_not_for_what_has_waited
 
 
 def test_a_slow_peer_is_cut_off_when_it_takes_nothing_any_more(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WAITING_BYTES", 100_000)
+    monkeypatch.setattr(module, "WAITING_BYTES", 10_000)
     slow, id = ends.peer()
     for _ in range(100):  # always too much for one that takes nothing
-        ends.send(*[(id, b"x" * 10_000)] * 20)
+        ends.send(*[(id, b"x" * 1000)] * 20)
         ends.now += module.STALLED_S / 2
         assert read(slow)
         ends.send(later=True)
