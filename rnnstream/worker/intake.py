@@ -13,18 +13,18 @@ from typing import Any
 import msgpack
 
 from rnnstream.engine.engine import Engine
-from rnnstream.errors import Busy, RequestError, TooLarge
+from rnnstream.errors import RequestError, TooLarge
 from rnnstream.wire import replies as wire
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.requests import OPS, Request, decode, parse, readable
 from rnnstream.worker.answers import SPARE_BYTES, Answers, reply_bytes
 from rnnstream.worker.queue import Address, Body, Order, Wave, Waves, routing_id
+from rnnstream.worker.refusals import Refusals
 
 MOST_WAITING = 65_536  # requests: beyond them nothing is read, and ZeroMQ and TCP hold the producers back
 MOST_HELD_BYTES = 64 << 20  # of replies that wait behind others of their connection: likewise
 CONNECTION_BYTES = 16 << 20  # of these for one connection, so that it does not stop the reading for all: beyond, it is `busy`,
 CROWDED_BYTES = 32 << 20  # and beyond that, `busy` being a reply too, cut off
-RETRY_MS = 50  # what `busy` asks for: longer than a full queue takes
 
 
 class Intake:
@@ -53,11 +53,9 @@ class Intake:
         self.reply_bytes = reply_bytes(engine.model)
         # Ids below this take the short way; with dense input or another head, none does.
         self._plain_size = source.size if source.kind == "token" and output.kind == "categorical" else 0
-        self._session_busy = _busy(f"{limits.waiting} requests of a session may wait, and with this body's there could be more")
-        self._connection_busy = _busy("Too much of this connection is unanswered")
+        self._refusals = Refusals(answers, limits)
         self.order = Order()
         self.crowded: list[bytes] = []
-        self._said: dict[int, bytes] = {}  # by row, lately: that it is busy
         self._now = 0.0
 
     @property
@@ -81,7 +79,7 @@ class Intake:
         unpackb, table, waiting, held = msgpack.unpackb, self._engine.table, self.waves.waiting, self.order.held
         rows, producers, size = table.rows, table.producers, self._plain_size
         wave, self._now, most = self.waves.first(), now, self._limits.waiting
-        self._said.clear()
+        self._refusals.begin()
         wave_row, wave_x, wave_address = wave.rows.append, wave.xs.append, wave.addresses.append
         before = len(wave.rows)
         for address, body in zip(addresses, bodies, strict=True):
@@ -122,7 +120,7 @@ class Intake:
     def _take_flood(self, address: Address, row: int, item: dict[Any, Any]) -> None:
         """A token that came alone, of a session that is busy."""
         body = Body(address, 1, self._now)
-        self._say_busy(body, 0, item, row)
+        self._refusals.session(body, 0, item, row)
         body.bytes = len(body.replies[0] or b"")
         if self.order.bytes_of(address) <= CROWDED_BYTES:
             self.order.add(body)
@@ -147,14 +145,14 @@ class Intake:
         crowded = held_bytes > CONNECTION_BYTES
         for place, item in enumerate(items):
             if crowded:
-                self._refuse(body, place, item, self._connection_busy)
+                self._refusals.refuse(body, place, item, self._refusals.connection_busy)
                 continue
             try:
                 keys = len(item)
                 row, x = rows[item["session"]], item["x"]
                 turn = waiting[row]
                 if turn and turn >= room and not self._has_room(row, len(items) - place, judged):
-                    self._say_busy(body, place, item, row)
+                    self._refusals.session(body, place, item, row)
                     continue
                 if type(x) is int and 0 <= x < size and live[row] and row not in closing and (not turn or turn < room):
                     if keys == 2 or (keys == 3 and type(item["id"]) is int):  # the ordinary token again, for each of many
@@ -230,28 +228,15 @@ class Intake:
                     return
                 row = self.row_of(request.session)
             elif not self._has_room(row, len(items) - place, judged):
-                raise self._session_busy
+                self._refusals.refuse(body, place, item, self._refusals.session_busy)
+                return
             elif request.producer is not None:
                 self._engine.heard(row, request.producer, self._now)
             self.waves.add(row, request, body, place)
         except RequestError as error:
-            self._refuse(body, place, item, error)
+            self._refusals.refuse(body, place, item, error)
         except Exception:
             body.answer(place, self._answers.internal(readable(item)))
-
-    def _say_busy(self, body: Body, place: int, item: dict[Any, Any], row: int) -> None:
-        """Refuse a step without a closer look: it is done often to whoever floods."""
-        if "id" in item:
-            self._refuse(body, place, item, self._session_busy)
-        elif row in self._said:
-            self._answers.stats.errors["busy"] += 1
-            body.answer(place, self._said[row])
-        else:
-            self._said[row] = self._answers.refused(self._session_busy, readable(item))
-            body.answer(place, self._said[row])
-
-    def _refuse(self, body: Body, place: int, item: Any, error: RequestError) -> None:
-        body.answer(place, self._answers.refused(error, readable(item)))
 
     def _token(self, xs: list[Any], place: int) -> Any:
         try:
@@ -318,7 +303,3 @@ class Intake:
             if name is not None:
                 assert table.live[row] or self.waited_for(row)
                 assert self.heads[row] == wire.step_head(name, self._vocabulary)
-
-
-def _busy(why: str) -> Busy:
-    return Busy(f"{why}; ask again in {RETRY_MS} ms.", retry_after_ms=RETRY_MS)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rnnstream.engine.engine import Engine
 from rnnstream.engine.rows import Peek
-from rnnstream.errors import Busy, RequestError
+from rnnstream.errors import RequestError
 from rnnstream.wire.requests import Request
 from rnnstream.worker.answers import Answers, echo, with_echo
-from rnnstream.worker.intake import RETRY_MS
 from rnnstream.worker.queue import Body
+from rnnstream.worker.refusals import busy
 
 MOST_PEEKS = 64  # at a time, each with a state of its own; a wave takes so many rows more
 
@@ -36,7 +36,7 @@ class Peeks:
             UnknownSession: there is nothing to peek at.
         """
         if len(self) >= MOST_PEEKS:
-            raise Busy(f"{MOST_PEEKS} peeks are under way; ask again in {RETRY_MS} ms.", retry_after_ms=RETRY_MS)
+            raise busy(f"{MOST_PEEKS} peeks are under way")
         peek = self._engine.peek_row(row, request.xs, request.want, request.surprisal)
         self._under_way.append((peek, request, body, place))
 
