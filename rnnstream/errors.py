@@ -178,9 +178,16 @@ class ProtocolError(ConnectionFailed):
 class SessionLost(RnnstreamError):
     """The worker no longer has the session that this client was feeding: it was restarted, or has forgotten it.
 
-    What was streamed is gone; `reset` starts over, `restore` goes on from a snapshot. A client that simply sends the next token
-    begins a new session with it.
+    What was streamed is gone. `reset` starts over; `open` with a snapshot goes on from that, or `restore` where `counted`.
+
+    Attributes:
+        counted: the request has counted, as the first of a session that the worker opened anew, or behind it. Else it has
+            not, and the session is not open.
     """
+
+    def __init__(self, message: str, *, counted: bool = False) -> None:
+        super().__init__(message)
+        self.counted = counted
 
 
 class ModelError(RnnstreamError, ValueError):

@@ -23,13 +23,17 @@ def session() -> None:
 @options.connect
 @options.as_json
 def info(name: str, connect: str, as_json: bool) -> None:
-    """What the worker knows of the session NAME: its t, age and idle time in seconds, and the norm of its state."""
+    """What the worker knows of the session NAME.
+
+    Its t, age and idle time in seconds, the last number of each producer, and the norm of its state.
+    """
     with Client(connect) as client:
         found = client.session(name).info()
     if as_json:
         click.echo(out.json_line(found))
         return
     found["session"] = out.name(name)
+    found["producers"] = ", ".join(f"{out.name(producer)}: {last}" for producer, last in found["producers"].items()) or "none"
     out.table("", ("", ""), [(key, f"{value:.6g}" if isinstance(value, float) else value) for key, value in found.items()])
 
 

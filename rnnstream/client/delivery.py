@@ -29,7 +29,7 @@ T = TypeVar("T")
 # a window, those that are lost may be `stale`.
 UNSETTLED = 256
 
-_UNKNOWN = "It is not sent any more; what is on its way may still count. For a session, info() tells its t."
+_UNKNOWN = "The request is not sent any more; if it is on its way, it may still count: the session's info tells its t."
 
 
 class Delivery:
@@ -211,7 +211,7 @@ class Delivery:
         text = f"No reply from {self.address} within {self.timeout_s:g} s."
         if self._patience.heard_at == -math.inf:
             text = f"Nobody has answered at {self.address} within {self.timeout_s:g} s; is a worker running there?"
-        return NoReply(f"{text} {_UNKNOWN}{hint}")
+        return NoReply(f"{text}{' ' + _UNKNOWN if call.numbered else ''}{hint}")
 
     def give_up(self, call: Call[Any]) -> None:
         """Nobody waits for this call any more: it is not sent, or its reply is dropped. No-op on a done call."""
@@ -234,7 +234,7 @@ class Delivery:
         """Take no more calls; those under way are done, with an error, and returned. Can be called again."""
         done = list(self._pending)
         for call in done:  # an exception each: they are raised in different places
-            call.fail(ConnectionFailed(f"The client of {self.address} was closed. {_UNKNOWN}"))
+            call.fail(ConnectionFailed(f"The client of {self.address} was closed.{' ' + _UNKNOWN if call.numbered else ''}"))
         self._pending.clear()
         self._flight.clear()
         self._new.clear()

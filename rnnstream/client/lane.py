@@ -214,7 +214,7 @@ class Lane:
         if self._anew and call.op in _ON_STATE and call.wanted:
             which = "this token" if opened else "an earlier token; this request counts behind it"
             text = f"The worker no longer had {self.name}, and opened it anew with {which}."
-            call.fail(SessionLost(text), maps[: opened[0]] if opened else None)
+            call.fail(SessionLost(text, counted=True), maps[: opened[0]] if opened else None)
             self._anew = False
         if call.op not in _ON_STATE:
             self._had = self._anew = False

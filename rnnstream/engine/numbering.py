@@ -155,7 +155,7 @@ class Numbering:
 
     def keep(self, known: Producers, producer: str, n: int, request: Any, reply: bytes, ack: int, now: float) -> None:
         """A number that `judge` let pass has counted: a repeat gets this reply; those up to `ack` are dropped."""
-        mine = known.get(producer) or self._enrol(known, producer, now)
+        mine, ack = known.get(producer) or self._enrol(known, producer, now), min(ack, n - 1)
         assert n == mine.last + 1
         if mine.more is not None:
             self.acknowledge(mine, ack)

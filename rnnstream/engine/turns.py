@@ -39,7 +39,7 @@ class Turns(Rows):
 
     # -- numbering
 
-    def judge(self, session: str, producer: str, n: int, request: Any, now: float) -> bytes | None:
+    def judge(self, session: str, producer: str, n: int, request: Any, now: float, ack: int = 0) -> bytes | None:
         """Judge a request's number. Comes before everything else.
 
         Args:
@@ -48,6 +48,7 @@ class Turns(Rows):
             n: the number.
             request: what makes it the same request.
             now: seconds.
+            ack: kept replies below `n` and up to this number are dropped, if this is a repeat.
 
         Returns:
             The reply that it got the first time, or None: it is to be carried out, and kept with `keep` if it is not refused.
@@ -68,6 +69,8 @@ class Turns(Rows):
             table.numbering.welcome(session, known, producer, now)
         if known is not None and producer in known:
             known[producer].heard_at = now  # already now: a newcomer judged after it does not displace it before it is kept
+            if reply is not None:
+                table.numbering.acknowledge(known[producer], min(ack, n - 1))
         return reply
 
     def heard(self, row: int, producer: str, now: float) -> None:

@@ -24,6 +24,7 @@ log = logging.getLogger("rnnstream.worker")
 
 SCAN = 10_000  # rows that `sessions` requests look through in one turn, so that they hold nobody up: about 1 ms
 ERROR_BYTES = 1000  # of an error, or an ordinary reply without its label: names, values and ids in them are bounded
+Y_BYTES = 150  # of a prediction in a peek without its label and further numbers: keys, p, surprisal
 STATS_BYTES = 4000  # of counters and histograms
 SPARE_BYTES = ERROR_BYTES - 350  # of that, what an ordinary reply leaves for more numbers
 
@@ -71,6 +72,7 @@ class Answers:
                 "output": {"kind": model.output.kind, "size": model.output.size},
             },
         }
+        self._y_bytes = reply_bytes(model) - ERROR_BYTES + Y_BYTES
         self._hello_bytes = len(wire.encode(self._hello))
         self._snapshot_bytes = snapshot_bytes(model.state_size, model.dtype.itemsize)
         self.rested()
@@ -126,7 +128,7 @@ class Answers:
             case "step" | "peek":
                 numbers = (request.want in ("probs", "logits")) + (output.kind != "categorical" and request.want != "none")
                 more = 4 * output.size * numbers + (20 * request.want if isinstance(request.want, int) else 0)
-                return more if request.op == "step" else len(request.xs) * (more + reply_bytes(self.engine.model))
+                return more if request.op == "step" else len(request.xs) * (more + self._y_bytes)
         return 0
 
     def rested(self) -> None:

@@ -168,7 +168,7 @@ class Core:
         """A request whose turn has come: a step is admitted, all else is done and answered."""
         engine = self.engine
         if request.producer is not None:
-            kept = engine.judge(request.session, request.producer, request.n, request.identity(), now)
+            kept = engine.judge(request.session, request.producer, request.n, request.identity(), now, request.ack or 0)
             if kept is not None:
                 self._intake.charge(body, len(kept) - self._intake.reply_bytes)
                 body.answer(place, self._answers.again(kept, request))

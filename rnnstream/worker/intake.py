@@ -252,7 +252,7 @@ class Intake:
         """
         engine, session = self._engine, request.session
         if request.producer is not None:
-            kept = engine.judge(session, request.producer, request.n, request.identity(), self._now)
+            kept = engine.judge(session, request.producer, request.n, request.identity(), self._now, request.ack or 0)
             if kept is not None:
                 self.charge(body, len(kept) - self.reply_bytes)
                 return self._answers.again(kept, request)
@@ -278,7 +278,7 @@ class Intake:
         if size > self._limits.reply_bytes:
             raise TooLarge(
                 f"With this request the reply could take {size} bytes, {self._limits.reply_bytes} is the limit; send fewer "
-                "requests in a body, or want less.",
+                "requests in a body or tokens in a peek, or want less.",
                 limit=self._limits.reply_bytes,
             )
         self.order.grow(body, size - body.bytes)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Any
 
+import numpy as np
+
 RATES_S = (1, 10, 60)  # over which tokens a second are told
 SAMPLE_S = 0.5  # between the samples for them
 
@@ -28,8 +30,9 @@ class Stats:
         self._batches = [0] * 32
         self._latencies = [0] * 48
         self._started: float | None = None
-        self._samples: deque[tuple[float, int]] = deque(maxlen=int(RATES_S[-1] / SAMPLE_S) + 2)  # (seconds, tokens)
+        self._samples: deque[tuple[float, int]] = deque(maxlen=2 * int(RATES_S[-1] / SAMPLE_S) + 4)  # (seconds, tokens)
         self._sample_at = 0.0
+        self._last = 0.0, 0  # when the last turn ended, and tokens then
 
     def batch(self, rows: int, counted: int) -> None:
         """So many rows were stepped together; so many of their tokens have counted."""
@@ -42,18 +45,23 @@ class Stats:
 
     def end(self, now: float) -> None:
         """A turn of the loop has ended."""
-        if now >= self._sample_at:
-            self._samples.append((now, 0 if self._started is None else self.tokens))
+        if self._started is None:
+            self._started, self._last = now, (now, 0)
+        if now >= self._sample_at:  # there may have been silence until this turn
+            self._samples += (self._last, (now, self._last[1]))
             self._sample_at = now + SAMPLE_S
-            self._started = self._samples[0][0] if self._started is None else self._started
+        self._last = now, self.tokens
 
     def rates(self, now: float) -> list[list[float]]:
         """[seconds, tokens a second] over the last so many seconds, or since the start where that is less."""
+        if self._started is None or now <= self._started:
+            return [[float(seconds), 0.0] for seconds in RATES_S]
+        times, totals = zip(*self._samples, self._last, (now, self.tokens), strict=True)
         found = []
         for seconds in RATES_S:
-            before = [sample for sample in self._samples if sample[0] <= now - seconds]
-            at, tokens = before[-1] if before else self._samples[0] if self._samples else (now, 0)
-            found.append([float(seconds), (self.tokens - tokens) / (now - at) if now > at else 0.0])
+            since = max(now - seconds, self._started)
+            before = float(np.interp(since, times, totals)) if since > self._started else 0.0
+            found.append([float(seconds), (self.tokens - before) / (now - since)])
         return found
 
     def told(self, now: float) -> dict[str, Any]:

@@ -180,8 +180,9 @@ def test_a_worker_that_has_forgotten_is_found_out_before_anything_counts() -> No
     for body in core.outgoing(0.0):
         core.received(fresh.answer(body), 0.0)
     for call in (step, behind):
-        with pytest.raises(SessionLost, match="no longer knows what this client sent to s"):
+        with pytest.raises(SessionLost, match="no longer knows what this client sent to s") as lost:
             call.result()
+        assert not lost.value.counted
     assert fresh.ts == {}
     [body] = core.outgoing(0.0)
     assert core.received(fresh.answer(body), 0.0) == [reset], "which needs no state, and so goes on"
@@ -201,8 +202,9 @@ def test_a_session_that_a_token_opens_anew_is_never_silent() -> None:
     core.expire(0.25)
     call = core.ask([{"session": "s", "x": 3}, {"session": "s", "x": 4}], dict)
     core.received(Counting().answer(core.outgoing(0.3)[0]), 0.3)
-    with pytest.raises(SessionLost, match="opened it anew with this token"):
+    with pytest.raises(SessionLost, match="opened it anew with this token") as lost:
         call.result()
+    assert lost.value.counted
     after = core.step("s", 5)
     core.outgoing(0.3)
     said(core, 4, {"t": 3, "opened": True})
@@ -339,8 +341,9 @@ def test_a_session_that_was_opened_anew_for_nobody_is_news_to_the_next(under_way
     for body in bodies:
         core.received(worker.answer(body), 0.3)
     go(core.info("s")).result()
-    with pytest.raises(SessionLost, match="opened it anew with an earlier token; this request counts behind it"):
+    with pytest.raises(SessionLost, match="opened it anew with an earlier token; this request counts behind it") as lost:
         (behind or go(core.step("s", 4))).result()
+    assert lost.value.counted
     assert go(core.step("s", 5)).result().t == 3, "it is said once"
 
 

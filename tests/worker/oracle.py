@@ -46,6 +46,7 @@ class Oracle:
         try:
             kept = self.judge(name, op, item) if "producer" in item else None
             if kept is not None:
+                self.acknowledge(name, item, alone)
                 return kept | {"again": True} | echo
             answer = {"session": name} | self.carry_out(op, name, item, reply)
         except Refused as refused:
@@ -70,11 +71,15 @@ class Oracle:
 
     def keep(self, name: str, op: str, item: dict[Any, Any], answer: Reply, alone: bool) -> None:
         who, n = (name, item["producer"]), item["n"]
-        ack = item.get("ack", n - 1 if alone else 0)
         self.last[who] = n
-        kept = {earlier: found for earlier, found in self.kept.get(who, {}).items() if earlier > ack}
-        kept[n] = self.identity(op, item), answer
-        self.kept[who] = dict(list(kept.items())[-self.replies :])
+        self.acknowledge(name, item, alone)
+        self.kept[who][n] = self.identity(op, item), answer
+        self.kept[who] = dict(list(self.kept[who].items())[-self.replies :])
+
+    def acknowledge(self, name: str, item: dict[Any, Any], alone: bool) -> None:
+        who, n = (name, item["producer"]), item["n"]
+        ack = min(item.get("ack", n - 1 if alone else 0), n - 1)
+        self.kept[who] = {earlier: found for earlier, found in self.kept.get(who, {}).items() if earlier > ack}
 
     def identity(self, op: str, item: dict[Any, Any]) -> Any:
         x = self.model.input.token(item["x"]) if "x" in item else None

@@ -70,10 +70,14 @@ def test_what_is_kept_and_what_is_acknowledged(drive: Drive, alone: bool) -> Non
         assert driver.ask(numbered(4, ack=1))[0]["t"] == 4
         kept = [2, 3, 4]
     for n in (1, 2, 3, 4):
-        (reply,) = driver.ask(numbered(n))
+        (reply,) = driver.ask(numbered(n, ack=0))
         assert reply.get("again", reply.get("error")) == (True if n in kept else "stale")
         assert reply.get("last", 4) == 4
-    driver.ask(numbered(5, ack=0))
+    assert driver.ask(numbered(4))[0]["again"], "a repeat acknowledges like any other"
+    assert driver.ask(numbered(3, ack=0))[0]["error"] == "stale"
+    driver.ask(numbered(5, ack=99), numbered(6, ack=0))
+    assert driver.ask(numbered(5, ack=0))[0]["again"], "nobody has the reply to what is only sent now"
+    assert driver.ask(numbered(4, ack=0))[0]["error"] == "stale"
     assert driver.ask(numbered(1))[0]["error"] == "stale", "an acknowledgement never goes back"
 
 

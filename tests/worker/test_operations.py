@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from rnnstream.wire.limits import PEEK_TOKENS, Limits
+from rnnstream.wire.replies import decode
 from rnnstream.worker import intake, peeks
+from rnnstream.worker.stats import Stats
 from tests.engine.models import SPOILED, V, network, relu
 
-from .driving import Driver, codes, step
+from .driving import Driver, codes, pack, step
 
 Drive = Callable[..., Driver]
 A, B = b"aaaaa", b"bbbbb"
@@ -139,7 +141,18 @@ def test_a_peek_that_is_wrong(drive: Drive, change: dict[str, Any], code: str, f
 def test_a_peek_whose_reply_would_be_too_large(drive: Drive) -> None:
     driver = drive(network(), limits=Limits(reply_bytes=20_000))
     driver.ask(step("s", 1))
-    assert codes(driver.ask({"op": "peek", "session": "s", "xs": [1] * 100})) == ["too_large"]
+    for want, most in (("none", 130), ("argmax", 130), ("probs", 100), (9, 55)):
+        for size, code in ((most, 1), (2 * most, "too_large")):
+            ((_, reply),) = _answer(driver, {"op": "peek", "session": "s", "xs": [1] * size, "want": want, "surprisal": True})
+            assert codes(decode(reply)) == [code]
+            assert len(reply) <= 20_000
+
+
+def _answer(driver: Driver, item: dict[str, Any]) -> list[Any]:
+    out = driver.core.handle([A], [pack([item])], 0.0)
+    while not out:
+        out = driver.core.handle([], [], 0.0)
+    return out
 
 
 def test_a_bug_in_a_peek_is_told_and_the_worker_goes_on(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +220,25 @@ def test_stats_count_what_happened(drive: Drive) -> None:
     assert sum(count for _, count in stats["latencies_us"]) == 3
     assert stats["tokens_per_s"][-1] == [60.0, 4 / stats["uptime_s"]]
     assert stats["waiting"] == 0
+
+
+def test_rates_are_those_of_the_last_seconds_also_after_silence() -> None:
+    stats = Stats()
+
+    def turn(now: float, tokens: int) -> None:
+        stats.tokens += tokens
+        stats.end(now)
+
+    turn(100.0, 0)
+    turn(100.1, 50)
+    assert stats.rates(100.2) == [[1.0, pytest.approx(250)], [10.0, pytest.approx(250)], [60.0, pytest.approx(250)]]
+    for i in range(200):  # a burst after a silence
+        turn(115 + i / 1000, 10)
+    assert [rate for _, rate in stats.rates(115.2)] == pytest.approx([2000, 200, 2050 / 15.2])
+    assert [rate for _, rate in stats.rates(117.0)] == pytest.approx([0, 200, 2050 / 17])
+    for i in range(10_000):  # 100 a second for 100 seconds
+        turn(120 + i / 100, 1)
+    assert [rate for _, rate in stats.rates(220.0)] == pytest.approx([100, 100, 100], rel=0.02)
 
 
 def test_a_connection_with_too_much_unanswered_is_busy_and_no_other(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
