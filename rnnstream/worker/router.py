@@ -83,19 +83,22 @@ class Router:
         """Take in what has arrived, for as long as a turn may."""
         core, clock = self.core, time.monotonic
         addresses, bodies, more = self._drain(FIRST_BODIES, wait=True)
-        started = clock()
-        core.take(addresses, bodies, started)
-        share: Counter[Address] = Counter()
-        while more and not core.full:
-            now = clock()
-            share.update(addresses)
-            if len(share) > 1:
-                self._company_until = now + COMPANY_S
-            flooded = now < self._company_until and 2 * max(share.values(), default=0) > share.total()
-            if flooded or now - started >= TURN_S:
-                break
+        now = clock()
+        turn_ends = now + TURN_S
+        core.take(addresses, bodies, now)
+        if more and self._flooded(addresses, now):
+            return
+        while more and now < turn_ends and not core.full:
             addresses, bodies, more = self._drain(CHUNK_BODIES)
             core.take(addresses, bodies, now)
+            now = clock()
+
+    def _flooded(self, addresses: list[Address], now: float) -> bool:
+        """Whether most of a chunk comes from one connection that is not alone."""
+        shares = Counter(addresses).values()
+        if len(shares) > 1:
+            self._company_until = now + COMPANY_S
+        return now < self._company_until and 2 * max(shares, default=0) > len(addresses)
 
     def _turn(self, now: float) -> None:
         """Have the core run a wave, and send what it answers."""
