@@ -101,9 +101,9 @@ class Core:
         self._answers.rested()
         return out
 
-    def take_crowded(self) -> list[bytes]:
+    def take_crowded(self) -> set[bytes]:
         """Connections that have far too much unanswered, to be cut off; says so once."""
-        crowded, self._intake.crowded = self._intake.crowded, []
+        crowded, self._intake.crowded = self._intake.crowded, set()
         return crowded
 
     def sent(self, now: float) -> None:

@@ -55,7 +55,7 @@ class Intake:
         self._plain_size = source.size if source.kind == "token" and output.kind == "categorical" else 0
         self._refusals = Refusals(answers, limits)
         self.order = Order()
-        self.crowded: list[bytes] = []
+        self.crowded: set[bytes] = set()
         self._now = 0.0
 
     @property
@@ -125,13 +125,13 @@ class Intake:
         if self.order.bytes_of(address) <= CROWDED_BYTES:
             self.order.add(body)
         else:
-            self.crowded.append(routing_id(address))
+            self.crowded.add(routing_id(address))
 
     def _take_body(self, address: Address, data: bytes) -> None:
         """Take in a body of any kind."""
         held_bytes = self.order.bytes_of(address)
         if held_bytes > CROWDED_BYTES:
-            self.crowded.append(routing_id(address))
+            self.crowded.add(routing_id(address))
             return
         items, problem = decode(data, self._limits.frame_requests)
         body = Body(address, len(items) + (problem is not None), self._now)
