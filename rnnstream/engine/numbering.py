@@ -38,7 +38,7 @@ class Producer:
 
     Attributes:
         last: the last number that counted.
-        heard_at: seconds, when it last was applied or repeated.
+        heard_at: seconds, when a request of it last came.
         request: the request with that number, to be compared.
         reply: its reply; None where it is among `more`, or no longer kept.
         more: further kept replies, (n, request, reply), oldest first.
@@ -75,7 +75,7 @@ class Numbering:
         reply_bytes: most bytes of these; so much may be in flight by the bounds of a client's window.
         producers: most producers of a session. Each run of a program is one.
         producer_s: seconds of silence before a producer is forgotten to make room: longer than anybody waits for a reply.
-        most_producers: in all: 0.7 GB with an ordinary reply each. Newcomers of one wave that find the last place share it.
+        most_producers: in all: 0.9 GB with an ordinary reply each. Newcomers of one wave that find the last place share it.
         most_bytes: of replies beside those ordinary ones, in all.
         count: producers in all.
         held_bytes: of replies in all producers' `more`.

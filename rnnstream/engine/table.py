@@ -139,7 +139,7 @@ class Table:
             if tombstone.producers is not None and oldest not in self.rows:
                 self.numbering.forget(tombstone.producers)
 
-    def known(self, row: int) -> Producers:
+    def producers_of(self, row: int) -> Producers:
         """The numbered producers of this row's name, to be added to."""
         known = self.producers[row]
         if known is None:

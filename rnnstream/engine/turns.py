@@ -81,7 +81,7 @@ class Turns(Rows):
 
     def keep(self, row: int, producer: str, n: int, request: Any, reply: bytes, ack: int, now: float) -> None:
         """A numbered request was carried out: its number has counted; see `Numbering.keep`."""
-        self.table.numbering.keep(self.table.known(row), producer, n, request, reply, ack, now)
+        self.table.numbering.keep(self.table.producers_of(row), producer, n, request, reply, ack, now)
 
     def producers(self, session: str) -> Producers:
         """What is remembered of the session's producers."""

@@ -39,6 +39,11 @@ def echo(request: Request) -> dict[str, Any]:
     return {} if request.id is None else {"id": request.id}
 
 
+def whose(request: Request) -> dict[str, Any]:
+    """The request's session, and its id if it had one, as they come back in an error."""
+    return {"session": request.session} | echo(request)
+
+
 class Answers:
     """Carries out the operations beside `step`, and writes the replies to all of them.
 

@@ -19,7 +19,7 @@ from rnnstream.prediction import Prediction
 from rnnstream.wire import replies as wire
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.requests import Request
-from rnnstream.worker.answers import Answers, echo, with_echo
+from rnnstream.worker.answers import Answers, whose, with_echo
 from rnnstream.worker.intake import Intake
 from rnnstream.worker.peeks import Peeks
 from rnnstream.worker.queue import Address, Body, Numbered, Wave
@@ -160,9 +160,9 @@ class Core:
                     try:
                         self._carry_out(row, request, body, place, steps, now)
                     except RequestError as error:
-                        body.answer(place, self._answers.refused(error, {"session": request.session} | echo(request)))
+                        body.answer(place, self._answers.refused(error, whose(request)))
                     except Exception:
-                        body.answer(place, self._answers.internal({"session": request.session} | echo(request)))
+                        body.answer(place, self._answers.internal(whose(request)))
 
     def _carry_out(self, row: int, request: Request, body: Body, place: int, steps: list[Step], now: float) -> None:
         """A request whose turn has come: a step is admitted, all else is done and answered."""
@@ -211,7 +211,7 @@ class Core:
                 _, request, opened, body, at = steps[place - len(plain)]
                 if opened:
                     engine.table.withdraw(row)
-                body.answer(at, self._answers.refused(error, {"session": request.session} | echo(request)))
+                body.answer(at, self._answers.refused(error, whose(request)))
         for place, (answer, (row, request, _, body, at)) in enumerate(zip(answers, steps, strict=True), len(plain)):
             if place not in bad:
                 self._counted(row, request, answer, now)
@@ -270,7 +270,7 @@ class Core:
         for row, request, opened, body, place in steps:
             if opened and table.live[row]:
                 table.withdraw(row)
-            body.answer(place, internal({"session": request.session} | echo(request), logged=True))
+            body.answer(place, internal(whose(request), logged=True))
         return [internal({"session": table.names[row]}, logged=True) for row in rows]
 
     def _deliver(self, wave: Wave, replies: list[bytes]) -> list[tuple[Address, bytes]]:

@@ -6,7 +6,7 @@ from rnnstream.engine.engine import Engine
 from rnnstream.engine.rows import Peek
 from rnnstream.errors import RequestError
 from rnnstream.wire.requests import Request
-from rnnstream.worker.answers import Answers, echo, with_echo
+from rnnstream.worker.answers import Answers, whose, with_echo
 from rnnstream.worker.queue import Body
 from rnnstream.worker.refusals import busy
 
@@ -47,7 +47,7 @@ class Peeks:
             self._engine.foresee([peek for peek, *_ in under_way])
         except Exception:
             for _, request, body, place in under_way:
-                body.answer(place, self._answers.internal({"session": request.session} | echo(request)))
+                body.answer(place, self._answers.internal(whose(request)))
             return
         for peek, request, body, place in under_way:
             if not peek.done:
@@ -56,7 +56,7 @@ class Peeks:
             try:
                 body.answer(place, with_echo(self._answers.peek(request.session, peek), request))
             except RequestError as error:
-                body.answer(place, self._answers.refused(error, {"session": request.session} | echo(request)))
+                body.answer(place, self._answers.refused(error, whose(request)))
 
     def check(self) -> None:
         """Assert what always holds between turns."""

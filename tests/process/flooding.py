@@ -10,7 +10,7 @@ from multiprocessing.synchronize import Event
 import msgpack
 import zmq
 
-FLYING = 1000  # bodies in flight of a flood that reads: a worker cuts off a peer whom 1,400 replies wait for
+FLYING = 1000  # bodies in flight of a flood that reads; without a bound, a worker would cut it off at 8 MB of replies
 BUSY = "a busy loop"  # no flood, but it takes as much of the processor
 SINGLE = "tokens of one session"
 LARGE = "bodies of 512 tokens of one session"

@@ -8,11 +8,10 @@ import pytest
 
 from rnnstream import Client, load
 from tests.process.exactness import VOCABULARY, token_model
-from tests.process.flooding import KINDS, LARGE, UNREAD, flood
+from tests.process.flooding import KINDS, UNREAD, flood
 from tests.worker_process import DEADLINE_S, serving
 
 TOKENS = 200
-FEW = 20  # beside the flood that takes the longest
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,7 @@ def path(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_polite_producer_is_served_beside_a_flood(path, kind):
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, FEW if kind == LARGE else TOKENS).tolist()
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, TOKENS).tolist()
     processes = multiprocessing.get_context("spawn")
     begun = processes.Event()
     with serving(path) as (address, _), Client(address, timeout_s=DEADLINE_S) as client:
