@@ -16,12 +16,14 @@
     │   ├── Busy           busy             the session has too many requests waiting               .retry_after_ms
     │   ├── Full           full             no room for another session, or another producer in it
     │   ├── BadState       bad_state        a snapshot that is damaged, or of another model
+    │   ├── StoreError     store_error      it could not be kept, or read: disk full, I/O error     .retry_after_ms
     │   ├── TooLarge       too_large        the reply would be over the limit                       .limit
     │   └── Internal       internal         a bug in the worker
     ├── ConnectionFailed                the transport: what a client raises by itself
     │   ├── NoReply                         nothing came back in time (also a TimeoutError)
     │   └── ProtocolError                   what came back is not this protocol
     ├── SessionLost                         the worker no longer has the session that this client was feeding
+    ├── BadStore                            the store's file cannot be used: another model's, damaged, in use
     └── ModelError                      the model file or specification cannot be used (also a ValueError)
 
 A request that gets a `RequestError` has changed nothing. The same classes serve on both sides: the engine raises them, the
@@ -151,6 +153,12 @@ class BadState(RequestError):
     code = "bad_state"
 
 
+class StoreError(RequestError):
+    """The store could not keep what the request would have changed, or read its session; ask again after `retry_after_ms`."""
+
+    code = "store_error"
+
+
 class TooLarge(RequestError):
     """The reply would be larger than `limit` bytes; nothing was done."""
 
@@ -188,6 +196,10 @@ class SessionLost(RnnstreamError):
     def __init__(self, message: str, *, counted: bool = False) -> None:
         super().__init__(message)
         self.counted = counted
+
+
+class BadStore(RnnstreamError):
+    """A store that cannot be used: another model's, of another format, damaged, or in use; the sentence says which."""
 
 
 class ModelError(RnnstreamError, ValueError):

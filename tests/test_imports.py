@@ -16,7 +16,8 @@ MAY_IMPORT = {
     "model": {"errors"},
     "wire": {"errors"},
     "engine": INNERMOST | {"model"},
-    "worker": INNERMOST | {"model", "wire", "engine"},
+    "store": {"errors"},
+    "worker": INNERMOST | {"model", "wire", "engine", "store"},
     "client": INNERMOST | {"wire"},
 }
 

@@ -13,7 +13,7 @@ import threading
 import click
 
 from rnnstream.cli.options import load_model
-from rnnstream.engine.engine import MAX_SESSIONS
+from rnnstream.store.sqlite import Durability
 from rnnstream.worker.worker import DEFAULT_BIND, Worker
 
 log = logging.getLogger("rnnstream")
@@ -24,20 +24,47 @@ log = logging.getLogger("rnnstream")
 @click.option(
     "--bind", multiple=True, default=(DEFAULT_BIND,), show_default=True, help="Address to listen at; may be repeated."
 )
-@click.option(
-    "--max-sessions", type=click.IntRange(1), default=MAX_SESSIONS, show_default=True, help="Most sessions at a time."
-)
+@click.option("--max-sessions", type=click.IntRange(1), help="Most sessions at a time; 1,000,000, or with a store, no bound.")
 @click.option("--idle-timeout", type=click.FloatRange(0, min_open=True), help="Seconds after which an idle session expires.")
 @click.option("--explicit-open", is_flag=True, help="Refuse tokens to names that were never open; open and reset open them.")
-def serve(model: str | None, bind: tuple[str, ...], max_sessions: int, idle_timeout: float | None, explicit_open: bool) -> None:
+@click.option("--store", type=click.Path(dir_okay=False), help="File in which the sessions outlive the worker; SQLite.")
+@click.option(
+    "--durability",
+    type=click.Choice(["process", "power"]),
+    default="process",
+    show_default=True,
+    help="What an acknowledged token outlives: the end of the process, or a loss of power too.",
+)
+@click.option("--max-resident", type=click.IntRange(1), help="With a store: most sessions in memory; 1,000,000 unless given.")
+def serve(
+    model: str | None,
+    bind: tuple[str, ...],
+    max_sessions: int | None,
+    idle_timeout: float | None,
+    explicit_open: bool,
+    store: str | None,
+    durability: Durability,
+    max_resident: int | None,
+) -> None:
     """Serve MODEL until SIGTERM or Ctrl-C.
 
     MODEL is a model file, or module:attribute for a Python object with the step-model interface; absent, the model that ships
     with the package. A line "ready ADDRESS" on stdout says for each address that it is listened at: with port *, the real one.
     """
+    if store is None and max_resident is not None:
+        raise click.UsageError("--max-resident goes with --store: without one, sessions have nowhere else to be.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     network = load_model(model)
-    worker = Worker(network, bind=bind, max_sessions=max_sessions, explicit_open=explicit_open, idle_timeout_s=idle_timeout)
+    worker = Worker(
+        network,
+        bind=bind,
+        max_sessions=max_sessions,
+        explicit_open=explicit_open,
+        idle_timeout_s=idle_timeout,
+        store=store,
+        durability=durability,
+        max_resident=max_resident,
+    )
 
     def ready() -> None:
         stop_on_signals(worker)  # not before there is a loop that can be stopped
@@ -51,7 +78,8 @@ def serve(model: str | None, bind: tuple[str, ...], max_sessions: int, idle_time
     gc.freeze()  # the model stays: a full collection need not look at it again
     gc.set_threshold(200_000, 20, 50)  # more than may wait: that is no garbage, and each look at it takes milliseconds
     worker.run(ready)
-    log.info("stopped; %d sessions were open", len(worker.engine.sessions()))
+    table = worker.engine.table
+    log.info("stopped; %d sessions %s open", table.open_count + table.absent, "are" if store else "were")
 
 
 def keep_memory() -> None:

@@ -29,6 +29,7 @@ class Engine(Turns):
         explicit_open: a step to a name that was never open is refused; `open` and `reset` open it.
         idle_timeout_s: seconds after which `expire` closes a session that has not moved; None: never.
         numbering: bounds of what is remembered of numbered producers.
+        max_rows: most sessions that are open here or waited for, where others are kept elsewhere; None: `max_sessions`.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class Engine(Turns):
         explicit_open: bool = False,
         idle_timeout_s: float | None = None,
         numbering: Numbering | None = None,
+        max_rows: int | None = None,
     ) -> None:
-        table = Table(model.initial_state(), max_sessions=max_sessions, numbering=numbering or Numbering())
+        numbering = numbering or Numbering()
+        table = Table(model.initial_state(), max_sessions=max_sessions, numbering=numbering, max_rows=max_rows)
         super().__init__(model, table, explicit_open=explicit_open, idle_timeout_s=idle_timeout_s)
 
     def step(

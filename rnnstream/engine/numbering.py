@@ -168,17 +168,17 @@ class Numbering:
             self._hold_to_bounds(mine)
 
     def keep_all(
-        self, marks: Sequence[tuple[int, Producer, int]], requests: list[Any], replies: list[bytes], bad: Container[int]
+        self, marks: Sequence[tuple[int, Producer, int, str]], requests: list[Any], replies: list[bytes], bad: Container[int]
     ) -> None:
         """`keep` for many requests of known producers that came alone, which acknowledges all before them.
 
         Args:
-            marks: (place, producer, n) of each.
+            marks: (place, producer, n, the producer's id) of each.
             requests: by place.
             replies: by place.
             bad: places of those that have not counted.
         """
-        for place, mine, n in marks:
+        for place, mine, n, _ in marks:
             if bad and place in bad:
                 continue
             if mine.more is not None:
@@ -198,6 +198,33 @@ class Numbering:
         mine.reply = None
         self._hold(mine, mine.last, mine.request, reply)
         self._hold_to_bounds(mine)
+
+    def adopt(self, known: Producers) -> None:
+        """The producers of a session come back from where they were kept."""
+        if not known:
+            return
+        self._tidy(2)
+        self._round.append(known)
+        self.count += len(known)
+        for mine in known.values():
+            if mine.more:
+                mine.held_bytes = sum(len(reply) + ENTRY_BYTES for _, _, reply in mine.more)
+                self.held_bytes += mine.held_bytes
+                self._holders[mine] = None
+                self._hold_to_bounds(mine)
+
+    def follow(self, known: Producers, producer: str, n: int, now: float) -> None:
+        """A number that has counted is about to count again, in a session that is put together from what was kept.
+
+        It is this producer's next one, whatever is remembered: it may have been forgotten in the meantime, and begun anew.
+        """
+        mine = known.get(producer)
+        if mine is not None and mine.last != n - 1:
+            self._release(mine)
+            del known[producer]
+            mine = None
+        mine = mine or self._enrol(known, producer, now)
+        mine.last, mine.heard_at = n - 1, now
 
     def forget(self, known: Producers) -> None:
         """A session's name is no longer remembered, and its producers with it."""

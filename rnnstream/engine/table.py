@@ -4,6 +4,8 @@ A row is a place in arrays that grow together. A name holds one from the first r
 nor waited for. Rows are handed out again: nobody outside the engine may keep one past its last waiting request, and a row is
 cleared when it is taken. What outlives the row, for as long as the name is remembered, is in its tombstone.
 
+Sessions may be kept elsewhere too: `evict` and `place` are for whoever keeps them, and `absent` counts those that are not here.
+
     S numbers of a state
 """
 
@@ -50,10 +52,15 @@ class Table:
         opened_at, moved_at: seconds, on the clock that the caller keeps; of each open session.
         tombstones: of names that were closed or expired and not opened since, the oldest first.
         numbering: of all producers.
+        absent: how many open sessions have no row here, for they are kept elsewhere.
+        forgotten: names whose tombstones were pushed out, for whoever keeps them elsewhere and empties this; None: nobody does.
     """
 
-    def __init__(self, initial_state: Array, *, max_sessions: int, numbering: Numbering) -> None:
+    def __init__(self, initial_state: Array, *, max_sessions: int, numbering: Numbering, max_rows: int | None = None) -> None:
         self.max_sessions = max_sessions
+        self.max_rows = max_sessions if max_rows is None else max_rows
+        self.absent = 0
+        self.forgotten: list[str] | None = None
         self.numbering = numbering
         self._a0 = initial_state
         self.rows: dict[str, int] = {}
@@ -74,13 +81,13 @@ class Table:
         """The row of this name; a free one, cleared and not open, if it has none yet.
 
         Raises:
-            Full: `max_sessions` names have rows.
+            Full: `max_rows` names have rows.
         """
         row = self.rows.get(name)
         if row is not None:
             return row
-        if len(self.rows) >= self.max_sessions:
-            raise Full(f"{self.max_sessions} sessions are open or waited for, the limit; close one, or raise it.")
+        if len(self.rows) >= self.max_rows:
+            raise Full(f"{self.max_rows} sessions are open or waited for, the limit; close one, or raise it.")
         row = self._free.pop() if self._free else len(self.names)
         if row == len(self.names):
             self.names.append(None)
@@ -103,20 +110,33 @@ class Table:
             known = self.producers[row]
             if known is not None and name not in self.tombstones:  # which has been pushed out meanwhile
                 self.numbering.forget(known)
-            del self.rows[name]
-            self.names[row] = self.producers[row] = None
-            self._free.append(row)
+            self._give_back(row)
 
     def open(self, row: int, now: float, state: Array | None = None, t: int = 0) -> None:  # state: [S]
-        """Start the session of this row at a<0>, t = 0, or at this state and step count."""
+        """Start the session of this row at a<0>, t = 0, or at this state and step count.
+
+        Raises:
+            Full: `max_sessions` are open, here or elsewhere, and this one is not.
+        """
         name = self.names[row]
         assert name is not None
+        if not self.live[row]:
+            self.hold_room()
         self.tombstones.pop(name, None)
         self.open_count += not self.live[row]
         self.live[row] = 1
         self.states[row] = self._a0 if state is None else state
         self.t[row] = t
         self.opened_at[row] = self.moved_at[row] = now
+
+    def hold_room(self) -> None:
+        """See whether one more session may be open.
+
+        Raises:
+            Full: it may not.
+        """
+        if self.open_count + self.absent >= self.max_sessions:
+            raise Full(f"{self.max_sessions} sessions are open, the limit; close one, or raise it.")
 
     def withdraw(self, row: int) -> None:
         """Undo an `open` that turned out to be for nothing: the name is as unknown as it was before."""
@@ -133,11 +153,66 @@ class Table:
         self.states[row] = self._a0
         self.t[row] = 0
         self.open_count -= 1
-        self.tombstones[name] = Tombstone(why, self.producers[row])
+        self._remember(name, Tombstone(why, self.producers[row]))
+
+    def _remember(self, name: str, tombstone: Tombstone) -> None:
+        self.tombstones[name] = tombstone
         if len(self.tombstones) > TOMBSTONES:
             oldest, tombstone = self.tombstones.popitem(last=False)
+            if self.forgotten is not None:
+                self.forgotten.append(oldest)
             if tombstone.producers is not None and oldest not in self.rows:
                 self.numbering.forget(tombstone.producers)
+
+    def evict(self, row: int) -> None:
+        """Let go of an open session and of its row, for it is kept elsewhere."""
+        known = self.producers[row]
+        assert self.live[row]
+        self.live[row] = 0
+        self.open_count -= 1
+        self.absent += 1
+        if known is not None:
+            self.numbering.forget(known)
+        self._give_back(row)
+
+    def place(self, row: int, state: Array, t: int, opened_at: float, moved_at: float, producers: Producers) -> None:
+        """An open session that was kept elsewhere comes back, to a row that has been taken for it."""
+        assert not self.live[row]
+        self.live[row] = 1
+        self.open_count += 1
+        self.absent -= 1
+        self.states[row] = state
+        self.t[row] = t
+        self.opened_at[row], self.moved_at[row] = opened_at, moved_at
+        self.producers[row] = producers or None
+        self.numbering.adopt(producers)
+
+    def bury(self, name: str, why: Literal["closed", "expired"], producers: Producers) -> None:
+        """A tombstone that was kept elsewhere comes back."""
+        self.numbering.adopt(producers)
+        if name in self.rows:
+            self.producers[self.rows[name]] = producers or None
+        self._remember(name, Tombstone(why, producers or None))
+
+    def drop(self, name: str, *, waited_for: bool = False) -> None:
+        """Let go of all that is here of a name, but for its row if it is waited for: it is put together again elsewhere."""
+        row, tombstone = self.rows.get(name), self.tombstones.pop(name, None)
+        known = self.producers[row] if row is not None else tombstone.producers if tombstone is not None else None
+        if known is not None:
+            self.numbering.forget(known)
+        if row is not None:
+            self.open_count -= self.live[row]
+            self.live[row] = 0
+            self.producers[row] = None
+            if not waited_for:
+                self._give_back(row)
+
+    def _give_back(self, row: int) -> None:
+        name = self.names[row]
+        assert name is not None
+        del self.rows[name]
+        self.names[row] = self.producers[row] = None
+        self._free.append(row)
 
     def producers_of(self, row: int) -> Producers:
         """The numbered producers of this row's name, to be added to."""
@@ -199,7 +274,8 @@ class Table:
         live = {row for row in range(len(self.names)) if self.live[row]}
         assert live <= used
         assert len(live) == self.open_count
-        assert len(self.rows) <= self.max_sessions
+        assert len(self.rows) <= self.max_rows
+        assert self.absent >= 0
         assert len(self.names) == len(self.live) == len(self.producers) <= len(self.t) == len(self.states)
         assert not any(self.names[row] in self.tombstones for row in live)
         rows = sorted(live)

@@ -220,6 +220,7 @@ class Turns(Rows):
         target = self.table.rows.get(to)
         if target is not None and self.table.live[target]:
             raise Exists(f"{self.name(row)} cannot be copied to {to}: a session of that name is open already.")
+        self.table.hold_room()
         target = take(to)
         at = int(self.table.t[row])
         self.table.open(target, now, self.table.states[row], at)
@@ -257,6 +258,14 @@ class Turns(Rows):
         model = self.model
         decoded = snapshot.decode(state, dtype=self.table.states.dtype, state_size=model.state_size, digest=model.digest)
         self.table.open(row, now, *decoded)
+
+    def expire_row(self, row: int, now: float) -> bool:
+        """Let an open session expire if it has been idle for longer than the timeout; whether it has."""
+        if self.idle_timeout_s is None or self.table.moved_at[row] >= now - self.idle_timeout_s:
+            return False
+        self.table.close(row, "expired")
+        self.expired_count += 1
+        return True
 
     def expire(self, now: float, waited_for: Callable[[int], bool] = lambda row: False, most: int | None = None) -> list[str]:
         """Let the sessions expire that have been idle for longer than the timeout, if there is one; see `Table.expire`."""

@@ -18,6 +18,7 @@ from rnnstream.prediction import Prediction
 from rnnstream.wire import replies as wire
 from rnnstream.wire.limits import PRODUCER_BYTES, PROTOCOL, SESSION_BYTES, Limits
 from rnnstream.wire.requests import Request
+from rnnstream.worker.keeper import Keeper
 from rnnstream.worker.stats import Stats
 
 log = logging.getLogger("rnnstream.worker")
@@ -26,6 +27,7 @@ SCAN = 10_000  # rows that `sessions` requests look through in one turn, so that
 ERROR_BYTES = 1000  # of an error, or an ordinary reply without its label: names, values and ids in them are bounded
 Y_BYTES = 150  # of a prediction in a peek without its label and further numbers: keys, p, surprisal
 STATS_BYTES = 4000  # of counters and histograms
+HELLO_STORE_BYTES = 500  # of what `hello` says of the store
 SPARE_BYTES = ERROR_BYTES - 350  # of that, what an ordinary reply leaves for more numbers
 
 
@@ -53,10 +55,13 @@ class Answers:
         worker: id of the worker.
         version: of the package.
         limits: what `hello` tells of.
+        keeper: of the store; None if there is none.
     """
 
-    def __init__(self, engine: Engine, stats: Stats, *, worker: str, version: str, limits: Limits) -> None:
-        self.engine, self.stats, self._worker = engine, stats, worker
+    def __init__(
+        self, engine: Engine, stats: Stats, *, worker: str, version: str, limits: Limits, keeper: Keeper | None = None
+    ) -> None:
+        self.engine, self.stats, self._worker, self._keeper = engine, stats, worker, keeper
         model, numbering = engine.model, engine.table.numbering
         self._hello = {
             "protocol": PROTOCOL,
@@ -78,7 +83,7 @@ class Answers:
             },
         }
         self._y_bytes = reply_bytes(model) - ERROR_BYTES + Y_BYTES
-        self._hello_bytes = len(wire.encode(self._hello))
+        self._hello_bytes = len(wire.encode(self._hello)) + HELLO_STORE_BYTES
         self._snapshot_bytes = snapshot_bytes(model.state_size, model.dtype.itemsize)
         self.rested()
 
@@ -128,7 +133,9 @@ class Answers:
             case "snapshot":
                 return self._snapshot_bytes
             case "info":
-                most = min(len(self.engine.producers(request.session)) + ahead, self.engine.table.numbering.producers)
+                most = self.engine.table.numbering.producers
+                if self._keeper is None or request.session in self.engine.table.rows:
+                    most = min(len(self.engine.producers(request.session)) + ahead, most)
                 return (PRODUCER_BYTES + 11) * most
             case "step" | "peek":
                 numbers = (request.want in ("probs", "logits")) + (output.kind != "categorical" and request.want != "none")
@@ -153,22 +160,23 @@ class Answers:
                 self._rehearsed = True
             return {"ok": True, "worker": self._worker}
         if request.op == "sessions":
-            names, following, looked_at = engine.page(request.prefix, request.after, request.limit, max(1, self._scan))
+            page = engine.page if self._keeper is None else self._keeper.page
+            names, following, looked_at = page(request.prefix, request.after, request.limit, max(1, self._scan))
             self._scan -= looked_at
             return {"sessions": names} | ({} if following is None else {"next": following})
         if request.op == "stats":
             numbering = engine.table.numbering
             return {
                 "worker": self._worker,
-                "open": engine.table.open_count,
+                "open": engine.table.open_count + engine.table.absent,
                 "tombstones": len(engine.table.tombstones),
                 "expired": engine.expired_count,
                 "numbered": numbering.count,
                 "kept_bytes": numbering.held_bytes,
                 "waiting": waiting,
                 **self.stats.told(now),
-            }
-        return self._hello
+            } | ({} if self._keeper is None else {"store": self._keeper.stats()})
+        return self._hello | ({} if self._keeper is None else {"store": self._keeper.hello()})
 
     def step(self, session: str, prediction: Prediction) -> bytes:
         """A step's reply with everything that was wanted."""

@@ -1,35 +1,29 @@
 """The worker's core: request bodies in, reply bodies out. No socket, no clock.
 
-The way of a token: `take` (decoded, checked, put into a wave by `Intake`) -> `turn` (one wave, one batch through the engine) ->
-replies.
+The way of a token: `take` (decoded, checked, put into a wave by `Intake`) -> `turn` (one wave, one batch through the engine, by
+`Runner`; then written to the store by `Keeper`, if there is one) -> replies.
 """
 
 from __future__ import annotations
 
-import logging
-import struct
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rnnstream.engine.engine import Engine
-from rnnstream.engine.rows import Moves
-from rnnstream.errors import RequestError
-from rnnstream.model.outcomes import most_likely
-from rnnstream.prediction import Prediction
+from rnnstream.errors import StoreError
+from rnnstream.store.interface import Store
 from rnnstream.wire import replies as wire
 from rnnstream.wire.limits import Limits
-from rnnstream.wire.requests import Request
-from rnnstream.worker.answers import Answers, whose, with_echo
+from rnnstream.worker.answers import Answers
 from rnnstream.worker.intake import Intake
+from rnnstream.worker.keeper import Keeper
 from rnnstream.worker.peeks import Peeks
-from rnnstream.worker.queue import Address, Body, Numbered, Wave
+from rnnstream.worker.queue import Address, Wave
+from rnnstream.worker.replay import Replay
+from rnnstream.worker.runner import Runner
 from rnnstream.worker.stats import Stats
 
-log = logging.getLogger("rnnstream.worker")
-
 EXPIRED_AT_ONCE = 100  # sessions before a turn, when many are due at once: 0.4 ms
-
-Step = tuple[int, Request, bool, Body, int]  # row, request, whether it opened the session, body, place in the body
 
 
 class Core:
@@ -40,21 +34,48 @@ class Core:
         worker: id of the worker, for `hello` and `ping`.
         version: of the package, for `hello`.
         limits: what is accepted.
+        keeper: keeps the sessions in a store; None where they live in memory alone.
+        hold_s: how long the replies to a wave may wait for those that follow it, so that one write keeps them all.
 
     Attributes:
         stats: what has been done so far.
     """
 
-    def __init__(self, engine: Engine, *, worker: str, version: str, limits: Limits) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        worker: str,
+        version: str,
+        limits: Limits,
+        keeper: Keeper | None = None,
+        hold_s: float = 0.0,
+    ) -> None:
         self.engine = engine
         self.stats = Stats()
-        self._answers = Answers(engine, self.stats, worker=worker, version=version, limits=limits)
-        self._intake = Intake(engine, self._answers, limits)
+        self._answers = Answers(engine, self.stats, worker=worker, version=version, limits=limits, keeper=keeper)
+        self._intake = Intake(engine, self._answers, limits, keeper)
         self._peeks = Peeks(engine, self._answers)
+        self._runner = Runner(engine, self._answers, self._intake, self._peeks, self.stats, keeper)
+        self._keeper, self._hold_s = keeper, hold_s
+        self._group: list[tuple[Wave, list[bytes]]] = []  # waves that have run, and their replies, which are still held
+        self._group_began = 0.0
         self._began: float | None = None  # when this turn took in its first bodies
         self._answered: list[tuple[int, float]] = []  # bodies that this turn answers, and when they came
-        vocabulary = engine.model.output.vocabulary
-        self._labels = [wire.step_label(label) for label in vocabulary] if vocabulary else None
+
+    def begin(self, store: Store) -> tuple[int, float]:
+        """Have everything in memory that the keeper's store says; comes before everything else.
+
+        Returns:
+            How many steps were replayed, and when the store was written last, in seconds on its clock.
+
+        Raises:
+            BadStore, StoreError: the store is damaged, or fails.
+        """
+        assert self._keeper is not None
+        replay = Replay(self.engine, store, self._keeper, self._intake, self._runner)
+        self._keeper.attach(self._intake.row_of, self._intake.waited_for, replay.rebuild)
+        return replay.start()
 
     @property
     def waiting(self) -> int:
@@ -75,24 +96,35 @@ class Core:
             now: seconds, monotonic.
         """
         if self.engine.idle_timeout_s is not None:
-            self.engine.expire(now, self._intake.waited_for, EXPIRED_AT_ONCE)
+            self._expire(now, self.engine.idle_timeout_s)
         if self._began is None:
             self._began = now
         self.stats.bodies += len(bodies)
         self._intake.take(addresses, bodies, now)
 
     def turn(self, now: float) -> list[tuple[Address, bytes]]:
-        """Run one wave, and hand out what is answered.
+        """Run one wave, and hand out what is answered: with a store, once that keeps it.
 
         Returns:
             (address, body) pairs, to be sent in this order; then `sent` is to be called. While `waiting` is not 0 call again,
-            with whatever came meanwhile taken in before.
+            with whatever came meanwhile taken in before. With a store, nothing leaves that it does not keep.
         """
+        self._answered = []
         wave = self._intake.waves.take()
-        out = self._run(wave, now) if wave else []
+        if wave:
+            if not self._group:
+                self._group_began = now
+            self._group.append((wave, self._run(wave, now)))
+        if self._keeper is not None:
+            if self._intake.waves.count and now - self._group_began < self._hold_s:
+                return []
+            self._write(now)
+        out = [reply for ran, replies in self._group for reply in self._deliver(ran, replies)]
+        self._group.clear()
         if self._peeks:
             self._peeks.run()
-        self._answered = [(len(out), now if self._began is None else self._began)] if out else []
+        if out:
+            self._answered.append((len(out), now if self._began is None else self._began))
         self._began = None
         if self._intake.order.held:
             finished = self._intake.order.finished()
@@ -100,6 +132,14 @@ class Core:
             out += [(body.address, body.joined()) for body in finished]
         self._answers.rested()
         return out
+
+    def _expire(self, now: float, idle_s: float) -> None:
+        keeper = self._keeper
+        if keeper is None:
+            self.engine.expire(now, self._intake.waited_for, EXPIRED_AT_ONCE)
+        elif not keeper.failing:  # else nobody could be told of it
+            keeper.changed(*self.engine.expire(now, self._intake.waited_for, EXPIRED_AT_ONCE))
+            keeper.sweep(now, idle_s)
 
     def take_crowded(self) -> set[bytes]:
         """Connections that have far too much unanswered, to be cut off; says so once."""
@@ -119,163 +159,35 @@ class Core:
         self.sent(now)
         return out
 
-    def _run(self, wave: Wave, now: float) -> list[tuple[Address, bytes]]:
-        """Run the requests of a wave, the tokens as one batch, the others one by one; the replies to tokens that came alone."""
-        steps: list[Step] = []
-        rows = wave.rows + wave.body_rows
-        if wave.numbered:
-            self._judge_numbered(wave)
-            rows += [row for row, *_ in wave.numbered]
-        if wave.others:
-            self._carry_out_all(wave, steps, now)
+    def _run(self, wave: Wave, now: float) -> list[bytes]:
+        """Run a wave, or refuse it: the replies to its ordinary tokens."""
         try:
-            replies = self._step(wave, rows, steps, now) if rows or steps else []
-        except Exception:
-            replies = self._failed(rows, steps)
+            if self._keeper is not None:
+                self._keeper.prepare(wave, now)
+            replies = self._runner.run(wave, now)
+        except StoreError as error:
+            replies = self._runner.refused(wave, error)
         self._intake.done(wave)
-        return self._deliver(wave, replies)
-
-    def _judge_numbered(self, wave: Wave) -> None:
-        """Leave in a wave's numbered tokens those that are their producer's next; the rest is looked at one by one."""
-        table, names = self.engine.table, self.engine.table.names
-        kept: list[Numbered] = []
-        for token in wave.numbered:
-            row, x, producer, n, ack, body, place = token
-            mine = (table.producers[row] or {}).get(producer)
-            if mine is not None and n == mine.last + 1:
-                kept.append(token)
-            else:
-                request = Request(session=names[row] or "", x=x, producer=producer, n=n, ack=ack)
-                wave.others.append((row, request, body, place))
-        wave.numbered = kept
-
-    def _carry_out_all(self, wave: Wave, steps: list[Step], now: float) -> None:
-        """The requests of a wave that are not ordinary tokens; the steps among them are admitted and put into `steps`.
-
-        What opens, copies or ends sessions comes before the tokens, of which nobody knows yet whether they count.
-        """
-        for is_step in (False, True):
-            for row, request, body, place in wave.others:
-                if (request.op == "step") is is_step:
-                    try:
-                        self._carry_out(row, request, body, place, steps, now)
-                    except RequestError as error:
-                        body.answer(place, self._answers.refused(error, whose(request)))
-                    except Exception:
-                        body.answer(place, self._answers.internal(whose(request)))
-
-    def _carry_out(self, row: int, request: Request, body: Body, place: int, steps: list[Step], now: float) -> None:
-        """A request whose turn has come: a step is admitted, all else is done and answered."""
-        engine = self.engine
-        if request.producer is not None:
-            kept = engine.judge(request.session, request.producer, request.n, request.identity(), now, request.ack or 0)
-            if kept is not None:
-                self._intake.charge(body, len(kept) - self._intake.reply_bytes)
-                body.answer(place, self._answers.again(kept, request))
-                return
-        if request.op == "step":
-            steps.append((row, request, engine.admit(row, request.t, now), body, place))
-        elif request.op == "peek":
-            self._peeks.add(row, request, body, place)
-        else:
-            reply = self._answers.change(row, request, self._intake.row_of, now)
-            self._counted(row, request, reply, now)
-            body.answer(place, with_echo(reply, request))
-
-    def _counted(self, row: int, request: Request, reply: bytes, now: float) -> None:
-        """A request was carried out: if it has a number, that has counted."""
-        if request.producer is not None:
-            assert request.ack is not None
-            self.engine.keep(row, request.producer, request.n, request.identity(), reply, request.ack, now)
-
-    def _step(self, wave: Wave, plain: list[int], steps: list[Step], now: float) -> list[bytes]:
-        """One token for every row: replies to the ordinary ones, `plain`. Nothing has changed until all replies are made."""
-        engine = self.engine
-        rows, xs = plain, wave.xs + wave.body_xs
-        if wave.numbered:
-            xs += [x for _, x, *_ in wave.numbered]
-        if steps:
-            rows = rows + [row for row, *_ in steps]
-            xs += [request.x for _, request, *_ in steps]
-        moves = engine.compute(rows, xs)
-        replies = self._plain_replies(moves, plain) if plain else []
-        answers = self._predicted(moves, len(plain), steps) if steps else []
-        engine.commit(moves, now)
-        bad = () if moves.good is None else (~moves.good).nonzero()[0].tolist()
-        self.stats.batch(len(rows), len(rows) - len(bad))
-        for place in bad:
-            row, error = rows[place], engine.not_finite(rows[place])
-            if place < len(plain):
-                replies[place] = self._answers.refused(error, {"session": engine.table.names[row]})
-            else:
-                _, request, opened, body, at = steps[place - len(plain)]
-                if opened:
-                    engine.table.withdraw(row)
-                body.answer(at, self._answers.refused(error, whose(request)))
-        for place, (answer, (row, request, _, body, at)) in enumerate(zip(answers, steps, strict=True), len(plain)):
-            if place not in bad:
-                self._counted(row, request, answer, now)
-                body.answer(at, with_echo(answer, request))
-        if wave.marks or wave.numbered:
-            self._number(wave, replies, bad, now)
         return replies
 
-    def _number(self, wave: Wave, replies: list[bytes], bad: Container[int], now: float) -> None:
-        """The ordinary tokens have counted, but for the bad ones: keep their replies for a repeat."""
-        self.engine.table.numbering.keep_all(wave.marks, wave.xs, replies, bad)
-        first = len(wave.rows) + len(wave.body_rows)
-        for place, (row, x, producer, n, ack, _, _) in enumerate(wave.numbered, first):
-            if place not in bad:
-                self.engine.keep(row, producer, n, x, replies[place], ack, now)
-
-    def _plain_replies(self, moves: Moves, rows: list[int]) -> list[bytes]:
-        """The ordinary replies to the first tokens of a batch."""
-        model = self.engine.model
-        ids: list[int] = []
-        ps: list[float] = []
-        for part in self.engine.parts(len(rows)):
-            some_ids, some_ps = most_likely(model.head(moves.features[part]))
-            ids += some_ids.tolist()
-            ps += some_ps.tolist()
-        ts, heads = moves.ts[: len(rows)].tolist(), self._intake.heads
+    def _write(self, now: float) -> None:
+        """Have the store keep what the waves of this group have changed; without that, all that waits is refused."""
+        assert self._keeper is not None
         try:
-            return wire.step_replies([heads[row] for row in rows], ts, ids, ps, self._labels)
-        except struct.error:  # a t beyond 32 bits
-            names, vocabulary = self.engine.table.names, model.output.vocabulary
-            fitting = [min(t, wire.STEP_T) for t in ts]
-            replies = wire.step_replies([heads[row] for row in rows], fitting, ids, ps, self._labels)
-            for place, (row, t, y, p) in enumerate(zip(rows, ts, ids, ps, strict=True)):
-                if t > wire.STEP_T:
-                    label = {"label": vocabulary[y]} if vocabulary else {}
-                    replies[place] = wire.encode({"session": names[row], "t": t, "y": y, "p": p} | label)
-            return replies
-
-    def _predicted(self, moves: Moves, plain: int, steps: list[Step]) -> list[bytes]:
-        """The replies to the steps behind the plain ones, without their ids."""
-        engine, requests = self.engine, [request for _, request, *_ in steps]
-        predictions: list[Prediction] = engine.predictions(moves.behind(plain), [request.want for request in requests])
-        scored = [place for place, request in enumerate(requests) if request.surprisal]
-        if scored:
-            scores = engine.scores([steps[place][0] for place in scored], [requests[place].x for place in scored])
-            for place, score in zip(scored, scores, strict=True):
-                predictions[place].surprisal = score
-        for prediction, (_, _, opened, *_) in zip(predictions, steps, strict=True):
-            prediction.opened = opened
-        return [self._answers.step(request.session, found) for request, found in zip(requests, predictions, strict=True)]
-
-    def _failed(self, rows: list[int], steps: list[Step]) -> list[bytes]:
-        """A bug in a step, the exception being handled: none of the wave's tokens has counted, and each is told so."""
-        log.exception("a wave of %d tokens failed", len(rows) + len(steps))
-        table, internal = self.engine.table, self._answers.internal
-        for row, request, opened, body, place in steps:
-            if opened and table.live[row]:
-                table.withdraw(row)
-            body.answer(place, internal(whose(request), logged=True))
-        return [internal({"session": table.names[row]}, logged=True) for row in rows]
+            self._keeper.write(now)
+        except StoreError as error:
+            self._group = [(wave, self._runner.refused(wave, error, replies)) for wave, replies in self._group]
+            for wave in self._intake.waves.take_all():
+                self._group.append((wave, self._runner.refused(wave, error)))
+                self._intake.done(wave)
+            self._peeks.refuse(error)
+            self._keeper.drop()
 
     def _deliver(self, wave: Wave, replies: list[bytes]) -> list[tuple[Address, bytes]]:
         """Put the replies of bodies in their places, and hand out those to tokens that came alone."""
         alone = len(wave.rows)
+        for body, place, reply in wave.answers:
+            body.answer(place, reply)
         for place, number in wave.ids.items():
             replies[place] = wire.with_id(replies[place], number)
         for start, stop, body, place in wave.bodies():
@@ -291,3 +203,5 @@ class Core:
         self.engine.check()
         self._intake.check()
         self._peeks.check()
+        if self._keeper is not None:
+            self._keeper.check()

@@ -18,6 +18,7 @@ from rnnstream.wire import replies as wire
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.requests import OPS, Request, decode, parse, readable
 from rnnstream.worker.answers import SPARE_BYTES, Answers, reply_bytes
+from rnnstream.worker.keeper import Keeper
 from rnnstream.worker.queue import Address, Body, Order, Wave, Waves, routing_id
 from rnnstream.worker.refusals import Refusals
 
@@ -34,6 +35,7 @@ class Intake:
         engine: the sessions.
         answers: what is said to requests that need not wait.
         limits: what is accepted.
+        keeper: told of names that the store may know; None if there is no store.
 
     Attributes:
         waves: the requests that wait.
@@ -43,9 +45,9 @@ class Intake:
         reply_bytes: upper bound of the bytes of an ordinary reply.
     """
 
-    def __init__(self, engine: Engine, answers: Answers, limits: Limits) -> None:
+    def __init__(self, engine: Engine, answers: Answers, limits: Limits, keeper: Keeper | None = None) -> None:
         assert limits.waiting >= limits.frame_requests, "an empty queue takes any body"
-        self._engine, self._answers, self._limits = engine, answers, limits
+        self._engine, self._answers, self._limits, self._keeper = engine, answers, limits, keeper
         self.waves = Waves(len(engine.table.names))
         output, source = engine.model.output, engine.model.input
         self._vocabulary = output.vocabulary is not None
@@ -104,7 +106,7 @@ class Intake:
                         if type(n) is not int or n != mine.last + 1:
                             raise KeyError
                         mine.heard_at = now  # which keeps it from being forgotten before the wave has run
-                        wave.marks.append((len(wave.rows), mine, n))
+                        wave.marks.append((len(wave.rows), mine, n, item["producer"]))
                     if keys & 1:
                         wave.ids[len(wave.rows)] = item["id"]
                     waiting[row] = 1
@@ -221,7 +223,10 @@ class Intake:
                 request.xs = [self._token(request.xs, i) for i in range(len(request.xs))]
             if request.ack is None:
                 request.ack = request.n - 1 if len(body.replies) == 1 else 0
-            if row is None:
+            if row is None and self._keeper is not None:
+                row = self.row_of(request.session)
+                self._keeper.absent.add(row)
+            elif row is None:
                 kept = self._without_row(request, body)
                 if kept is not None:
                     body.answer(place, kept)

@@ -58,6 +58,12 @@ class Peeks:
             except RequestError as error:
                 body.answer(place, self._answers.refused(error, whose(request)))
 
+    def refuse(self, error: RequestError) -> None:
+        """Nothing of what is under way may be told."""
+        for _, request, body, place in self._under_way:
+            body.answer(place, self._answers.refused(error, whose(request)))
+        self._under_way = []
+
     def check(self) -> None:
         """Assert what always holds between turns."""
         assert len(self) <= MOST_PEEKS

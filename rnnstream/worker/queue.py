@@ -68,27 +68,34 @@ class Wave:
     Attributes:
         rows, xs, addresses: of the tokens that came alone.
         ids: the ids of those that have one, by their place in these lists.
-        marks: the numbers of those that have one: (place in these lists, producer, n), judged when they came.
+        marks: the numbers of those that have one: (place in these lists, producer, n, the producer's id), judged when they
+            came.
         body_rows, body_xs: of the tokens of bodies.
         runs: where their replies go: (start, body, place) says that those from `start` to the next run's start are the
             replies from `place` on in that body.
         numbered: the numbered tokens of bodies, to be judged when the wave runs.
         others: every other request that names a session: (row, request, body, place in the body).
+        answers: the replies to those, once they have been carried out: (body, place, reply).
     """
 
-    __slots__ = ("addresses", "body_rows", "body_xs", "ids", "marks", "numbered", "others", "rows", "runs", "xs")
+    __slots__ = ("addresses", "answers", "body_rows", "body_xs", "ids", "marks", "numbered", "others", "rows", "runs", "xs")
 
     def __init__(self) -> None:
         self.rows: list[int] = []
         self.xs: list[int] = []
         self.addresses: list[Address] = []
         self.ids: dict[int, int] = {}
-        self.marks: list[tuple[int, Producer, int]] = []
+        self.marks: list[tuple[int, Producer, int, str]] = []
         self.body_rows: list[int] = []
         self.body_xs: list[int] = []
         self.runs: list[tuple[int, Body, int]] = []
         self.numbered: list[Numbered] = []
         self.others: list[tuple[int, Request, Body, int]] = []
+        self.answers: list[tuple[Body, int, bytes]] = []
+
+    def answer(self, body: Body, place: int, reply: bytes) -> None:
+        """The reply to one of the others; it goes into its body when the wave's replies are delivered."""
+        self.answers.append((body, place, reply))
 
     def bodies(self) -> Iterator[tuple[int, int, Body, int]]:
         """The runs with their ends: (start, stop, body, place)."""
@@ -119,6 +126,11 @@ class Waves:
         self.closing: set[int] = set()
         self.count = 0
 
+    def reach(self, row: int) -> None:
+        """Have places for rows up to this one."""
+        if row >= len(self.waiting):
+            self.waiting.extend([0] * (row + 1 - len(self.waiting)))
+
     def first(self) -> Wave:
         """The wave that runs next."""
         return self._waves[0]
@@ -144,6 +156,12 @@ class Waves:
         if not self._waves:
             self._waves.append(Wave())
         return wave
+
+    def take_all(self) -> list[Wave]:
+        """All waves that have something in them, the first one first."""
+        waves = [wave for wave in self._waves if wave]
+        self._waves = deque([Wave()])
+        return waves
 
     def done(self, wave: Wave) -> list[int]:
         """Its requests wait no more; the rows that may have nothing left to wait for."""

@@ -49,13 +49,17 @@ class Router:
         socket: as `socket_for` makes it.
         core: what the messages are handed to.
         wake: a body that only says that `stopping` is set; it is not handed on.
+        clock: seconds, monotonic.
 
     Attributes:
         stopping: set to True, and wake the loop, to end it.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], core: Core, *, wake: bytes) -> None:
+    def __init__(
+        self, socket: zmq.Socket[bytes], core: Core, *, wake: bytes, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.socket, self.core, self.outbox = socket, core, Outbox(socket)
+        self._clock = clock
         self._wake = wake
         self._company_until = 0.0
         # The sugar around recv() costs as much again as the call.
@@ -65,7 +69,7 @@ class Router:
 
     def run(self) -> None:
         """Serve until `stopping`; then answer what was read."""
-        core, outbox, clock = self.core, self.outbox, time.monotonic
+        core, outbox, clock = self.core, self.outbox, self._clock
         while not self.stopping:
             now = clock()
             if not core.full:
@@ -81,7 +85,7 @@ class Router:
 
     def _take_in(self) -> None:
         """Take in what has arrived, for as long as a turn may."""
-        core, clock = self.core, time.monotonic
+        core, clock = self.core, self._clock
         addresses, bodies, more = self._drain(FIRST_BODIES, wait=True)
         now = clock()
         turn_ends = now + TURN_S
@@ -107,7 +111,7 @@ class Router:
         for peer in core.take_crowded():
             outbox.cut_off(peer)
         core.stats.dropped, core.stats.cut_off = outbox.dropped, outbox.cut_count
-        core.sent(time.monotonic())
+        core.sent(self._clock())
 
     def _drain(self, most: int, *, wait: bool = False) -> tuple[list[Address], list[zmq.Frame], bool]:
         """Some of what has arrived, and whether there may be more. May wait for something, if there is nothing else to do."""

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import zmq
 
 from rnnstream.engine.engine import MAX_SESSIONS, Engine
 from rnnstream.engine.numbering import Numbering
 from rnnstream.engine.snapshot import snapshot_bytes
-from rnnstream.errors import RnnstreamError
+from rnnstream.errors import RnnstreamError, StoreError
 from rnnstream.model.blas import one_thread
 from rnnstream.model.step import StepModel
+from rnnstream.store.interface import Identity, Store
+from rnnstream.store.sqlite import Durability, SQLiteStore
 from rnnstream.wire.limits import Limits
 from rnnstream.worker.answers import reply_bytes
 from rnnstream.worker.core import Core
+from rnnstream.worker.intake import MOST_WAITING
+from rnnstream.worker.keeper import JOURNAL_TOKENS, Keeper
 from rnnstream.worker.router import Router, socket_for
 
+log = logging.getLogger("rnnstream.worker")
+
 DEFAULT_BIND = "tcp://127.0.0.1:5555"
+UNBOUNDED = 1 << 62  # sessions
+# How long a reply waits for those of the next waves, where more wait, so that one write keeps them all: some writes' length.
+HOLD_S = {"process": 0.25e-3, "power": 2e-3}
 
 
 def limits_for(model: StepModel) -> Limits:
@@ -47,10 +60,18 @@ class Worker:
         max_sessions: most sessions at a time.
         explicit_open: a step to a name that was never open is refused; `open` and `reset` open it.
         idle_timeout_s: seconds after which a session that has not moved expires; None: none does.
+        store: path of a file in which the sessions outlive the worker, made if it is not there, or a `Store`; None: they live
+            in memory alone.
+        durability: of that file. "process": what was acknowledged outlives the process, whatever ends it; after a loss of power
+            the last of it may be missing. "power": nothing is acknowledged before it is on the disk.
+        max_resident: with a store, most sessions in memory; those least recently used leave it, and come back at their next
+            request. None: a million.
 
     Attributes:
         addresses: where it listens, with the real ports; empty while it does not run.
-        id: of this worker, as `hello` says it; its sessions end with it, not with `stop`.
+        engine: the sessions in memory. With a store, it is another one for each run.
+        id: of this worker, as `hello` says it. Without a store its sessions end with it, not with `stop`.
+        replayed: how many steps of the store's journal were made again when it was started last.
     """
 
     def __init__(
@@ -58,19 +79,29 @@ class Worker:
         model: StepModel,
         bind: str | Sequence[str] = DEFAULT_BIND,
         *,
-        max_sessions: int = MAX_SESSIONS,
+        max_sessions: int | None = None,
         explicit_open: bool = False,
         idle_timeout_s: float | None = None,
+        store: str | Path | Store | None = None,
+        durability: Durability = "process",
+        max_resident: int | None = None,
+        journal_tokens: int = JOURNAL_TOKENS,
     ) -> None:
+        if store is None and max_resident is not None:
+            raise ValueError("max_resident goes with a store: without one, sessions have nowhere else to be.")
         self.model = model
+        self.replayed = 0
         self._limits = limits_for(model)
-        self.engine = Engine(
-            model,
-            max_sessions=max_sessions,
-            explicit_open=explicit_open,
-            idle_timeout_s=idle_timeout_s,
-            numbering=Numbering(reply_bytes=2 * self._limits.reply_bytes),  # as much as a client has in flight
-        )
+        self._max_resident = max_resident or MAX_SESSIONS
+        self._journal_tokens = journal_tokens
+        self._store = SQLiteStore(store, durability) if isinstance(store, str | Path) else store
+        self._options: dict[str, Any] = {"explicit_open": explicit_open, "idle_timeout_s": idle_timeout_s}
+        if self._store is None:
+            self._options["max_sessions"] = max_sessions or MAX_SESSIONS
+        else:
+            self._options["max_sessions"] = max_sessions or UNBOUNDED
+            self._options["max_rows"] = self._max_resident + 2 * MOST_WAITING  # those that are waited for come on top
+        self.engine = self._new_engine()
         self.id = os.urandom(8).hex()
         self.addresses: list[str] = []
         self._bind = [bind] if isinstance(bind, str) else list(bind)
@@ -81,6 +112,10 @@ class Worker:
         self._stopping = False
         self._lock = threading.RLock()
 
+    def _new_engine(self) -> Engine:
+        numbering = Numbering(reply_bytes=2 * self._limits.reply_bytes)  # as much as a client has in flight
+        return Engine(self.model, numbering=numbering, **self._options)
+
     def run(self, ready: Callable[[], None] | None = None) -> None:
         """Serve in this thread until `stop` is called from another one.
 
@@ -89,6 +124,7 @@ class Worker:
 
         Raises:
             RnnstreamError: an address cannot be bound, or it runs already.
+            BadStore: the store is another model's, damaged, or in use.
         """
         with self._serving() as router:
             if ready:
@@ -100,6 +136,7 @@ class Worker:
 
         Raises:
             RnnstreamError: an address cannot be bound, or it runs already.
+            BadStore: the store is another model's, damaged, or in use.
         """
         serving = contextlib.ExitStack()
         router = serving.enter_context(self._serving())
@@ -141,25 +178,71 @@ class Worker:
                 raise RnnstreamError("This worker runs already.")
             self._context = zmq.Context()
             self._stopping = False
-        socket = None
         try:
-            socket = socket_for(self._context, frame_bytes=self._limits.frame_bytes)
-            socket.bind(self._inproc)
-            for address in self._bind:
-                self.addresses.append(_bind(socket, address))
-            core = Core(self.engine, worker=self.id, version=importlib.metadata.version("rnnstream"), limits=self._limits)
-            router = Router(socket, core, wake=self._wake)
-            with self._lock:
-                self._router, router.stopping = router, self._stopping
-            yield router
+            with contextlib.ExitStack() as stack:
+                keeper = self._open_store(stack) if self._store is not None else None
+                socket = stack.enter_context(socket_for(self._context, frame_bytes=self._limits.frame_bytes))
+                socket.bind(self._inproc)
+                for address in self._bind:
+                    self.addresses.append(_bind(socket, address))
+                core = Core(
+                    self.engine,
+                    worker=self.id,
+                    version=importlib.metadata.version("rnnstream"),
+                    limits=self._limits,
+                    keeper=keeper,
+                    hold_s=HOLD_S.get(self._store.durability, 0.0) if self._store is not None else 0.0,
+                )
+                clock = time.monotonic if keeper is None else stack.enter_context(self._kept(core, keeper))
+                router = Router(socket, core, wake=self._wake, clock=clock)
+                with self._lock:
+                    self._router, router.stopping = router, self._stopping
+                yield router
         finally:
             with self._lock:  # nobody wakes it from here on
                 self._router = None
             self.addresses = []
-            if socket is not None:
-                socket.close()
             self._context.term()
             self._context = None
+
+    def _open_store(self, stack: contextlib.ExitStack) -> Keeper:
+        """Take hold of the store, for an engine that has nothing in it yet."""
+        assert self._store is not None
+        model = self.model
+        dtype = model.dtype.newbyteorder("<").str
+        found = self._store.open(Identity(model.digest, model.name, dtype, model.state_size, model.numerics))
+        stack.callback(self._store.close)
+        self.engine = self._new_engine()
+        return Keeper(self.engine, self._store, found, max_resident=self._max_resident, journal_tokens=self._journal_tokens)
+
+    @contextlib.contextmanager
+    def _kept(self, core: Core, keeper: Keeper) -> Iterator[Callable[[], float]]:
+        """Put the sessions together that the store keeps, and save them all at the end. The clock of the store, going on."""
+        assert self._store is not None
+        with one_thread():
+            self.replayed, last = core.begin(self._store)
+        if self.replayed:
+            log.info(
+                "%d tokens of the store's journal replayed: the worker before this one did not end by itself", self.replayed
+            )
+        if keeper.other_numerics:
+            log.warning(
+                "the store was written on other kernels (%s; here %s): its states go on with other last bits",
+                keeper.other_numerics,
+                self.model.numerics,
+            )
+        began = time.monotonic() - last
+
+        def clock() -> float:
+            return time.monotonic() - began
+
+        if keeper.other_numerics:
+            keeper.finish(clock())  # so that nothing is replayed once more on other kernels still
+        yield clock
+        try:
+            keeper.finish(clock())
+        except StoreError as error:
+            log.error("not all sessions could be saved at the end; what was acknowledged is in the journal: %s", error)
 
 
 def _bind(socket: zmq.Socket[bytes], address: str) -> str:

@@ -1,0 +1,1 @@
+"""Where sessions outlive the process. To a store, states, producers and journal entries are bytes."""

@@ -1,0 +1,70 @@
+"""A store in memory: sessions outlive a worker, not the process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from rnnstream.errors import BadStore
+from rnnstream.store.interface import Identity, Opened, Saved, Store, Write
+
+
+class MemoryStore(Store):
+    """Keeps everything in dictionaries."""
+
+    durability = "memory"
+
+    def __init__(self) -> None:
+        self._identity: Identity | None = None
+        self._used = False
+        self._rows: dict[str, tuple[int, Saved]] = {}  # by name, with a number that stays
+        self._journal: dict[int, bytes] = {}
+        self._count = 0
+
+    def open(self, identity: Identity) -> Opened:
+        """See `Store.open`."""
+        if self._used:
+            raise BadStore("The store is in use by another worker.")
+        before = self._identity or identity
+        if replace(before, numerics="", name="") != replace(identity, numerics="", name=""):
+            raise BadStore(f"The store keeps the sessions of another model, {before.name or before.digest}.")
+        self._identity, self._used = identity, True
+        sessions = sum(saved.status == "open" for _, saved in self._rows.values())
+        return Opened(before.numerics, sessions, max(self._journal, default=0))
+
+    def close(self) -> None:
+        """See `Store.close`."""
+        self._used = False
+
+    def write(self, write: Write) -> int:
+        """See `Store.write`."""
+        self._journal[write.id] = write.entry
+        for saved in write.saved:
+            known = self._rows.get(saved.name)
+            if known is None:
+                self._count += 1
+            self._rows[saved.name] = known[0] if known else self._count, saved
+        for name in write.forgotten:
+            self._rows.pop(name, None)
+        while (oldest := next(iter(self._journal))) < min(write.needed, write.id):
+            del self._journal[oldest]
+        return oldest
+
+    def load(self, names: Sequence[str]) -> tuple[list[Saved], list[str]]:
+        """See `Store.load`."""
+        return [self._rows[name][1] for name in names if name in self._rows], []
+
+    def tombstones(self) -> Iterator[Saved]:
+        """See `Store.tombstones`."""
+        ended = [saved for _, saved in self._rows.values() if saved.status != "open"]
+        yield from sorted(ended, key=lambda saved: saved.upto)
+
+    def journal(self) -> Iterator[tuple[int, bytes]]:
+        """See `Store.journal`."""
+        yield from list(self._journal.items())
+
+    def page(self, after: int, scan: int) -> tuple[list[tuple[int, str, float]], int | None]:
+        """See `Store.page`."""
+        rows = sorted((row for row in self._rows.values() if row[0] > after), key=lambda row: row[0])[:scan]
+        found = [(number, saved.name, saved.moved_at) for number, saved in rows if saved.status == "open"]
+        return found, rows[-1][0] if len(rows) == scan else None

@@ -1,0 +1,297 @@
+"""A store in one SQLite file, which its users can open and read.
+
+::
+
+    meta      key, value: the model's digest and name, dtype and state_size, numerics
+    sessions  a row for each name: see `Saved`; crc is the CRC-32 of the other columns
+    journal   id, entry, crc: see `rnnstream.store.records`
+
+`PRAGMA user_version` is the format's version. A worker holds an flock on the file; others may read meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rnnstream.errors import BadStore, StoreError
+from rnnstream.store.interface import Identity, Opened, Saved, Store, Write
+
+FORMAT = 1
+APPLICATION = int.from_bytes(b"rnns")
+RETRY_MS = 200  # what `store_error` asks for: disks do not recover faster
+CUT = 200  # journal entries that are dropped by one write: 20,000 at once take 76 ms
+LOADED = 64  # names of one query
+# Pages of the write-ahead log before SQLite moves them into the file: 4 MB, for whose fsync everything waits some 10 ms.
+CHECKPOINT_PAGES = 1000
+LOG_BYTES = 16 << 20  # what the write-ahead log is cut to, after something kept it from being moved
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    status TEXT NOT NULL,
+    upto INTEGER NOT NULL,
+    t INTEGER NOT NULL,
+    opened_at REAL NOT NULL,
+    moved_at REAL NOT NULL,
+    crc INTEGER NOT NULL,
+    producers BLOB NOT NULL,
+    state BLOB NOT NULL
+);
+CREATE INDEX ended ON sessions (upto) WHERE status <> 'open';
+CREATE TABLE journal (id INTEGER PRIMARY KEY, crc INTEGER NOT NULL, entry BLOB NOT NULL);
+"""
+_COLUMNS = "name, status, upto, t, opened_at, moved_at, producers, state, crc"
+_SAVE = f"""INSERT INTO sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET
+    status = excluded.status, upto = excluded.upto, t = excluded.t, opened_at = excluded.opened_at,
+    moved_at = excluded.moved_at, producers = excluded.producers, state = excluded.state, crc = excluded.crc"""
+_LOAD = f"SELECT {_COLUMNS} FROM sessions WHERE name IN ({', '.join('?' * LOADED)})"
+_NUMBERS = struct.Struct("<qqdd")
+
+Durability = Literal["process", "power"]
+
+
+class SQLiteStore(Store):
+    """Keeps everything in an SQLite file.
+
+    Args:
+        path: of the file; made, for its owner alone to read, where there is none.
+        durability: "process": what is written survives the end of the process, however it ends; after a loss of power, the
+            last writes may be missing. "power": each write is on the disk before it returns.
+    """
+
+    def __init__(self, path: str | Path, durability: Durability = "process") -> None:
+        self.path, self.durability = Path(path), str(durability)
+        self._lock = -1
+        self._connection: sqlite3.Connection | None = None
+
+    def open(self, identity: Identity) -> Opened:
+        """See `Store.open`."""
+        try:
+            self._lock = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as problem:
+            raise BadStore(f"The store {self.path} cannot be opened: {problem.strerror}.") from None
+        try:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BadStore(f"The store {self.path} is in use by another worker.") from None
+            new = os.fstat(self._lock).st_size == 0
+            try:
+                return self._opened(identity, new)
+            except sqlite3.Error as problem:
+                raise BadStore(f"The store {self.path} cannot be used: {problem}.") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _opened(self, identity: Identity, new: bool) -> Opened:
+        connection = self._connect()
+        if new:
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA.strip().rstrip(";").split(";"):
+                connection.execute(statement)
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", _meta(identity).items())
+            connection.execute(f"PRAGMA application_id = {APPLICATION}")
+            connection.execute(f"PRAGMA user_version = {FORMAT}")
+            connection.execute("COMMIT")
+            return Opened(identity.numerics, 0)
+        meta = read_meta(connection, self.path)
+        here = _meta(identity)
+        if meta["digest"] != here["digest"]:
+            raise BadStore(
+                f"The store {self.path} keeps the sessions of another model: {meta['name'] or 'digest'} {meta['digest']:.16}, "
+                f"not {identity.name or 'digest'} {identity.digest:.16}. Serve that one, or give another path."
+            )
+        if (meta["dtype"], meta["state_size"]) != (here["dtype"], here["state_size"]):
+            raise BadStore(
+                f"The store {self.path} keeps states of {meta['state_size']} numbers of type {meta['dtype']}; this model's "
+                f"have {identity.state_size} of type {identity.dtype}."
+            )
+        connection.execute("UPDATE meta SET value = ? WHERE key = 'numerics'", (identity.numerics,))
+        (rows,) = connection.execute("SELECT count(*) FROM sessions").fetchone()
+        (ended,) = connection.execute("SELECT count(*) FROM sessions WHERE status <> 'open'").fetchone()
+        (last,) = connection.execute("SELECT max(id) FROM journal").fetchone()
+        if rows and last is None:
+            raise BadStore(f"The store {self.path} is damaged: it has sessions, and no journal.")
+        return Opened(meta["numerics"], rows - ended, last or 0)
+
+    def _connect(self) -> sqlite3.Connection:
+        # By one thread at a time, though not always by the one that opened it.
+        connection = sqlite3.connect(self.path, timeout=0.01, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            # In this mode, NORMAL means an fsync where the log is moved into the file; without that, a loss of power could
+            # spoil the file. FULL means one for each write too.
+            connection.execute(f"PRAGMA synchronous = {'FULL' if self.durability == 'power' else 'NORMAL'}")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+            connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+        return connection
+
+    @property
+    def _open(self) -> sqlite3.Connection:
+        """The connection; a new one after an error that the last one may not get over."""
+        return self._connection or self._connect()
+
+    def close(self) -> None:
+        """See `Store.close`."""
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+        if self._lock >= 0:
+            os.close(self._lock)  # behind the connection: closing any descriptor of the file gives SQLite's own locks up
+            self._lock = -1
+
+    def write(self, write: Write) -> int:
+        """See `Store.write`."""
+        try:
+            connection = self._open
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(
+                "INSERT INTO journal VALUES (?, ?, ?)", (write.id, entry_crc(write.id, write.entry), write.entry)
+            )
+            if write.saved:
+                connection.executemany(_SAVE, map(_row, write.saved))
+            if write.forgotten:
+                connection.executemany("DELETE FROM sessions WHERE name = ?", [(name,) for name in write.forgotten])
+            (oldest,) = connection.execute("SELECT min(id) FROM journal").fetchone()
+            needed = min(write.needed, write.id)  # the newest stays, for the next ids go on from it
+            if needed > oldest:
+                oldest = needed if write.last else min(needed, oldest + CUT)
+                connection.execute("DELETE FROM journal WHERE id < ?", (oldest,))
+            connection.execute("COMMIT")
+            return oldest
+        except sqlite3.Error as problem:
+            raise self._failed(problem, "kept") from None
+
+    def _failed(self, problem: sqlite3.Error, what: str) -> StoreError:
+        """The error to be told; what was begun is rolled back."""
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+            if problem.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY):
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.close()
+                self._connection = None
+        return StoreError(f"It could not be {what}: {problem}; ask again in {RETRY_MS} ms.", retry_after_ms=RETRY_MS)
+
+    def load(self, names: Sequence[str]) -> tuple[list[Saved], list[str]]:
+        """See `Store.load`."""
+        found: list[Saved] = []
+        damaged: list[str] = []
+        try:
+            for start in range(0, len(names), LOADED):
+                some: list[str | None] = list(names[start : start + LOADED])
+                some += [None] * (LOADED - len(some))
+                for row in self._open.execute(_LOAD, some):
+                    saved = read_row(row)
+                    if saved is None:
+                        damaged.append(str(row[0]))
+                    else:
+                        found.append(saved)
+        except sqlite3.Error as problem:
+            raise self._failed(problem, "read") from None
+        return found, damaged
+
+    def tombstones(self) -> Iterator[Saved]:
+        """See `Store.tombstones`."""
+        try:
+            for row in self._open.execute(f"SELECT {_COLUMNS} FROM sessions WHERE status <> 'open' ORDER BY upto"):
+                saved = read_row(row)
+                if saved is None:
+                    raise BadStore(f"The store {self.path} is damaged: the row of {row[0]!r:.100} does not match its checksum.")
+                yield saved
+        except sqlite3.Error as problem:
+            raise BadStore(f"The store {self.path} is damaged: {problem}.") from None
+
+    def journal(self) -> Iterator[tuple[int, bytes]]:
+        """See `Store.journal`."""
+        try:
+            for id, crc, entry in self._open.execute("SELECT id, crc, entry FROM journal ORDER BY id"):
+                if not isinstance(entry, bytes) or crc != entry_crc(id, entry):
+                    raise BadStore(f"The store {self.path} is damaged: journal entry {id} does not match its checksum.")
+                yield id, entry
+        except sqlite3.DatabaseError as problem:
+            if problem.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise BadStore(f"The store {self.path} is damaged: {problem}.") from None
+            raise self._failed(problem, "read") from None
+
+    def page(self, after: int, scan: int) -> tuple[list[tuple[int, str, float]], int | None]:
+        """See `Store.page`."""
+        query = "SELECT id, name, moved_at, status FROM sessions WHERE id > ? ORDER BY id LIMIT ?"
+        try:
+            rows = self._open.execute(query, (after, scan)).fetchall()
+        except sqlite3.Error as problem:
+            raise self._failed(problem, "read") from None
+        found = [(id, name, moved_at) for id, name, moved_at, status in rows if status == "open"]
+        return found, rows[-1][0] if len(rows) == scan else None
+
+
+def _meta(identity: Identity) -> dict[str, str]:
+    return {
+        "digest": identity.digest,
+        "name": identity.name,
+        "dtype": identity.dtype,
+        "state_size": str(identity.state_size),
+        "numerics": identity.numerics,
+    }
+
+
+def read_meta(connection: sqlite3.Connection, path: Path) -> dict[str, str]:
+    """The table meta of a file that is such a store.
+
+    Raises:
+        BadStore: it is not, or its format is another one.
+    """
+    try:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION:
+            raise BadStore(f"{path} is an SQLite file, but no store of rnnstream.")
+        if version != FORMAT:
+            raise BadStore(f"The store {path} has the format version {version}; this version of rnnstream reads {FORMAT}.")
+        meta = dict(connection.execute("SELECT key, value FROM meta"))
+    except sqlite3.DatabaseError as problem:
+        raise BadStore(f"{path} is no store of rnnstream, or damaged: {problem}.") from None
+    missing = _meta(Identity("", "", "", 0, "")).keys() - meta.keys()
+    if missing:
+        raise BadStore(f"The store {path} is damaged: meta lacks {', '.join(sorted(missing))}.")
+    return meta
+
+
+def _row(saved: Saved) -> tuple[Any, ...]:
+    row = (saved.name, saved.status, saved.upto, saved.t, saved.opened_at, saved.moved_at, saved.producers, saved.state)
+    return (*row, _crc(*row))
+
+
+def _crc(name: str, status: str, upto: int, t: int, opened_at: float, moved_at: float, producers: bytes, state: bytes) -> int:
+    numbers = _NUMBERS.pack(upto, t, opened_at, moved_at)
+    return zlib.crc32(state, zlib.crc32(producers, zlib.crc32(f"{name}\0{status}".encode(), zlib.crc32(numbers))))
+
+
+def read_row(row: tuple[Any, ...]) -> Saved | None:
+    """What is kept of a name, from a row as the columns of a session; None if it does not match its checksum."""
+    try:
+        return Saved(*row[:8]) if _crc(*row[:8]) == row[8] else None
+    except (TypeError, AttributeError, struct.error, UnicodeError):  # of another type: it was not written by a worker
+        return None
+
+
+def entry_crc(id: int, entry: bytes) -> int:
+    """The checksum of a journal entry."""
+    return zlib.crc32(entry, id & 0xFFFFFFFF)

@@ -1,0 +1,78 @@
+"""Which sessions have moved since their rows in the store were saved, and since when."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+class Part(NamedTuple):
+    """Rows that are behind since the same journal entry.
+
+    Attributes:
+        id: of the entry.
+        work: how much the journal had held in all when they fell behind.
+        rows: those rows; some may have been settled since.
+    """
+
+    id: int
+    work: int
+    rows: Array
+
+
+class Arrears:
+    """Rows whose sessions are ahead of what is saved of them.
+
+    Attributes:
+        work: how much the journal has held in all.
+    """
+
+    def __init__(self) -> None:
+        self.work = 0
+        self._since = np.zeros(64, np.int64)  # by row: id of the first journal entry that is not saved; 0: all is
+        self._parts: deque[Part] = deque()
+
+    def mark(self, rows: Array, id: int) -> None:
+        """The sessions of these rows move in the journal entry `id`, which is no older than those before."""
+        since = self._since
+        if len(rows) and (most := int(rows.max())) >= len(since):
+            self._since = since = np.concatenate((since, np.zeros(max(len(since), most + 1), np.int64)))
+        new = rows[since[rows] == 0]
+        if len(new):
+            since[new] = id
+            self._parts.append(Part(id, self.work, new))
+
+    def settle(self, row: int) -> None:
+        """This row's session was saved, or the row is another's."""
+        if row < len(self._since):
+            self._since[row] = 0
+
+    def behind(self, row: int) -> bool:
+        """Whether this row's session is ahead of what is saved of it."""
+        return row < len(self._since) and bool(self._since[row])
+
+    def overdue(self, most_work: int, most: int) -> list[int]:
+        """Rows behind which the journal has held more than `most_work`, the oldest first."""
+        found: list[int] = []
+        for part in self._parts:
+            if len(found) >= most or self.work - part.work <= most_work:
+                break
+            found += part.rows[self._since[part.rows] == part.id][: most - len(found)].tolist()
+        return found
+
+    def oldest(self) -> int | None:
+        """Id of the oldest journal entry that a row still needs; None if none does."""
+        while self._parts:
+            part = self._parts[0]
+            rows = part.rows[self._since[part.rows] == part.id]
+            if len(rows):
+                if len(rows) < len(part.rows):
+                    self._parts[0] = part._replace(rows=rows)
+                return part.id
+            self._parts.popleft()
+        return None

@@ -1,0 +1,178 @@
+"""Sessions are put together again: the rows of the store, and the steps of its journal behind them, through the same engine."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from rnnstream.engine.engine import Engine
+from rnnstream.errors import BadStore, StoreError
+from rnnstream.store.interface import Store
+from rnnstream.store.records import Batch, unpack_entry
+from rnnstream.wire.requests import Request
+from rnnstream.worker.intake import Intake
+from rnnstream.worker.keeper import Keeper
+from rnnstream.worker.queue import Body, Wave, Waves
+from rnnstream.worker.runner import Runner
+from rnnstream.worker.saving import unpacked
+
+log = logging.getLogger("rnnstream.worker")
+
+CHUNK = 20_000  # steps of the journal that are sorted into waves at a time: those of different sessions make one batch
+
+RETRY_MS = 1000  # what requests are told where a session cannot be put together
+
+Entry = tuple[int, float, list[Batch]]
+
+
+class Replay:
+    """Replays the journal of a store.
+
+    Args:
+        engine: the sessions.
+        store: open.
+        keeper: of that store.
+        intake: where rows are from.
+        runner: makes the steps, and their replies, which may still be asked for.
+    """
+
+    def __init__(self, engine: Engine, store: Store, keeper: Keeper, intake: Intake, runner: Runner) -> None:
+        self._engine, self._store, self._keeper, self._intake, self._runner = engine, store, keeper, intake, runner
+        self._upto: dict[str, int] = {}  # of each name that was brought: the journal entry that its row includes
+        self._only: set[str] | None = None
+
+    def start(self) -> tuple[int, float]:
+        """Put everything together that a worker has to have in memory when it begins: tombstones, and the journal's sessions.
+
+        Returns:
+            How many steps were replayed, and when the store was written last, in seconds on its clock.
+
+        Raises:
+            BadStore: the store is damaged.
+            StoreError: it cannot be read, or cannot be written although not all sessions have room in memory.
+        """
+        for saved in self._store.tombstones():
+            assert saved.status != "open"
+            self._engine.table.bury(saved.name, saved.status, unpacked(saved.producers))
+        return self._run(None)
+
+    def rebuild(self, names: set[str]) -> None:
+        """Put the sessions of these names together again, of which nothing is in memory.
+
+        Raises:
+            StoreError: the store cannot be read, or is damaged.
+        """
+        try:
+            self._run(names)
+        except BadStore as problem:
+            raise StoreError(str(problem), retry_after_ms=RETRY_MS) from None
+
+    def _run(self, only: set[str] | None) -> tuple[int, float]:
+        engine, keeper = self._engine, self._keeper
+        self._only, self._upto = only, {}
+        before = engine.explicit_open, engine.table.max_sessions
+        engine.explicit_open, engine.table.max_sessions = False, 1 << 62  # all of it has counted
+        steps, now = 0, 0.0
+        chunk: list[Entry] = []
+        waiting = 0
+        try:
+            if only is not None:
+                keeper.replaying = 1
+                self._bring(only, now)
+            for id, entry in self._store.journal():
+                now, batches = unpack_entry(entry)
+                chunk.append((id, now, batches))
+                waiting += sum(len(batch.names) for batch in batches)
+                if waiting >= CHUNK:
+                    steps, chunk, waiting = steps + self._apply(chunk), [], 0
+            steps += self._apply(chunk)
+        finally:
+            engine.explicit_open, engine.table.max_sessions = before
+            keeper.replaying = 0
+        return steps, now
+
+    def _bring(self, names: set[str], now: float) -> None:
+        """What the store has of names that are new to this replay."""
+        self._upto |= dict.fromkeys(names, 0) | self._keeper.bring(names, now)
+        damaged = sorted(names & self._keeper.damaged)
+        if damaged:
+            raise BadStore(f"The store is damaged: the row of session {damaged[0]} does not match its checksum.")
+
+    def _apply(self, chunk: list[Entry]) -> int:
+        """Make the steps of some entries."""
+        if not chunk:
+            return 0
+        self._keeper.replaying = chunk[0][0]
+        now = chunk[-1][1]
+        names = {name for _, _, batches in chunk for batch in batches for name in batch.names}
+        if self._only is None:
+            self._bring(names - self._upto.keys(), now)
+        waves = Waves(len(self._engine.table.names))
+        table = self._engine.table
+        opened_at: dict[int, float] = {}
+        moved_at: dict[int, float] = {}
+        for id, at, batches in chunk:
+            for batch in batches:
+                for row in self._sort(batch, id, waves, now):
+                    if not table.live[row]:
+                        opened_at.setdefault(row, at)
+                    moved_at[row] = at
+        steps = waves.count
+        while waves.count:
+            wave = waves.take()
+            self._make(wave, now)
+            waves.done(wave)
+        for row, at in moved_at.items():  # all steps of the chunk were made as if at its end
+            table.opened_at[row], table.moved_at[row] = opened_at.get(row, table.opened_at[row]), at
+        self._keeper.replaying = 0
+        if self._only is None:
+            self._keeper.make_room(now, chunk[-1][0])
+        return steps
+
+    def _sort(self, batch: Batch, id: int, waves: Waves, now: float) -> list[int]:
+        """Put steps into waves, as when they came; those that a row includes are passed over. The rows of the others."""
+        engine, table, upto = self._engine, self._engine.table, self._upto
+        places: dict[int, int] = {place: at for at, place in enumerate(batch.places)}
+        body = Body(b"", len(batch.names), now)  # nobody waits for it
+        rows: list[int] = []
+        dense, plain = engine.model.input.kind == "dense", engine.model.output.kind == "categorical"
+        for place, (name, x) in enumerate(zip(batch.names, batch.xs, strict=True)):
+            if id <= upto.get(name, id):
+                continue
+            row = self._intake.row_of(name)
+            rows.append(row)
+            waves.reach(row)
+            at = places.get(place)
+            producer, n, ack = (None, 0, None) if at is None else (batch.producers[at], batch.ns[at], batch.acks[at])
+            if not dense and plain and table.live[row] and place not in batch.wants:
+                if producer is None or ack is None:
+                    wave = waves.at(waves.waiting[row])
+                    wave.body_rows.append(row)
+                    wave.body_xs.append(x)
+                else:
+                    waves.at(waves.waiting[row]).numbered.append((row, x, producer, n, ack, body, place))
+                waves.waiting[row] += 1
+                waves.count += 1
+                continue
+            want, surprisal = batch.wants.get(place, ("argmax" if producer is not None else "none", False))
+            x = np.frombuffer(x, "<f4").astype(np.float32) if dense else x
+            request = Request(session=name, x=x, want=want, surprisal=surprisal, producer=producer, n=n, ack=ack)
+            waves.add(row, request, body, place)
+        return rows
+
+    def _make(self, wave: Wave, now: float) -> None:
+        """Run a wave of steps that have counted: their numbers count again, whatever is remembered."""
+        table, stats = self._engine.table, self._runner.stats
+        numbered = [(row, producer, n) for row, _, producer, n, *_ in wave.numbered]
+        numbered += [(row, request.producer, request.n) for row, request, *_ in wave.others if request.producer is not None]
+        for row, producer, n in numbered:
+            table.numbering.follow(table.producers_of(row), producer, n, now)
+        before = stats.errors.total()
+        self._runner.run(wave, now)
+        refused = stats.errors.total() - before
+        if refused:
+            raise BadStore(
+                f"The journal does not fit its sessions: {refused} steps that counted once are refused now "
+                f"({', '.join(stats.errors)}). The store is damaged, or was written on other kernels, whose last bits differ."
+            )

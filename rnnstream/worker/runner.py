@@ -1,0 +1,240 @@
+"""Runs waves: each is one batch through the engine, and whatever else its sessions are asked for."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Container
+from typing import Any
+
+from rnnstream.engine.engine import Engine
+from rnnstream.engine.rows import Moves
+from rnnstream.errors import RequestError
+from rnnstream.model.outcomes import most_likely
+from rnnstream.prediction import Prediction
+from rnnstream.store.records import Batch
+from rnnstream.wire import replies as wire
+from rnnstream.wire.requests import Request
+from rnnstream.worker.answers import Answers, whose, with_echo
+from rnnstream.worker.intake import Intake
+from rnnstream.worker.keeper import Keeper
+from rnnstream.worker.peeks import Peeks
+from rnnstream.worker.queue import Body, Numbered, Wave
+from rnnstream.worker.stats import Stats
+
+log = logging.getLogger("rnnstream.worker")
+
+Step = tuple[int, Request, bool, Body, int]  # row, request, whether it opened the session, body, place in the body
+
+
+class Runner:
+    """Carries out the requests of a wave.
+
+    Args:
+        engine: the sessions.
+        answers: what is said.
+        intake: where rows and the heads of replies are from.
+        peeks: where peeks go on.
+        stats: what is counted.
+        keeper: told of what has to be kept; None where nothing is.
+    """
+
+    def __init__(
+        self, engine: Engine, answers: Answers, intake: Intake, peeks: Peeks, stats: Stats, keeper: Keeper | None
+    ) -> None:
+        self.engine, self.stats = engine, stats
+        self._answers, self._intake, self._peeks, self._keeper = answers, intake, peeks, keeper
+        vocabulary = engine.model.output.vocabulary
+        self._labels = [wire.step_label(label) for label in vocabulary] if vocabulary else None
+
+    def run(self, wave: Wave, now: float) -> list[bytes]:
+        """Run a wave: the replies to its ordinary tokens; those to its other requests are its `answers` then."""
+        steps: list[Step] = []
+        rows = wave.rows + wave.body_rows
+        if wave.numbered:
+            self._judge_numbered(wave)
+            rows += [row for row, *_ in wave.numbered]
+        if wave.others:
+            self._carry_out_all(wave, steps, now)
+        try:
+            return self._step(wave, rows, steps, now) if rows or steps else []
+        except Exception:
+            return self._failed(wave, rows, steps)
+
+    def refused(self, wave: Wave, error: RequestError, replies: list[bytes] | None = None) -> list[bytes]:
+        """What `run` would have given, had the whole wave been refused.
+
+        Args:
+            wave: which has been run, or not.
+            error: for each request.
+            replies: of `run`, if it has; the rows may be those of other sessions by now.
+        """
+        if replies is None:
+            rows = [*wave.rows, *wave.body_rows, *(row for row, *_ in wave.numbered)]
+            sessions = [self.engine.table.names[row] for row in rows]
+        else:
+            sessions = [wire.decode(reply)[0]["session"] for reply in replies]
+        wave.answers = [(body, place, self._answers.refused(error, whose(request))) for _, request, body, place in wave.others]
+        return [self._answers.refused(error, {"session": session}) for session in sessions]
+
+    def _judge_numbered(self, wave: Wave) -> None:
+        """Leave in a wave's numbered tokens those that are their producer's next; the rest is looked at one by one."""
+        table, names = self.engine.table, self.engine.table.names
+        kept: list[Numbered] = []
+        for token in wave.numbered:
+            row, x, producer, n, ack, body, place = token
+            mine = (table.producers[row] or {}).get(producer)
+            if mine is not None and n == mine.last + 1:
+                kept.append(token)
+            else:
+                request = Request(session=names[row] or "", x=x, producer=producer, n=n, ack=ack)
+                wave.others.append((row, request, body, place))
+        wave.numbered = kept
+
+    def _carry_out_all(self, wave: Wave, steps: list[Step], now: float) -> None:
+        """The requests of a wave that are not ordinary tokens; the steps among them are admitted and put into `steps`.
+
+        What opens, copies or ends sessions comes before the tokens, of which nobody knows yet whether they count.
+        """
+        for is_step in (False, True):
+            for row, request, body, place in wave.others:
+                if (request.op == "step") is is_step:
+                    try:
+                        self._carry_out(wave, row, request, body, place, steps, now)
+                    except RequestError as error:
+                        wave.answer(body, place, self._answers.refused(error, whose(request)))
+                    except Exception:
+                        wave.answer(body, place, self._answers.internal(whose(request)))
+
+    def _carry_out(self, wave: Wave, row: int, request: Request, body: Body, place: int, steps: list[Step], now: float) -> None:
+        """A request whose turn has come: a step is admitted, all else is done and answered."""
+        engine, keeper = self.engine, self._keeper
+        if keeper is not None:
+            keeper.hold_whole(request.session, request.to)
+        if request.producer is not None:
+            kept = engine.judge(request.session, request.producer, request.n, request.identity(), now, request.ack or 0)
+            if kept is not None:
+                self._intake.charge(body, len(kept) - self._intake.reply_bytes)
+                wave.answer(body, place, self._answers.again(kept, request))
+                return
+        if request.op == "step":
+            steps.append((row, request, engine.admit(row, request.t, now), body, place))
+        elif request.op == "peek":
+            self._peeks.add(row, request, body, place)
+        else:
+            reply = self._answers.change(row, request, self._intake.row_of, now)
+            self._counted(row, request, reply, now)
+            if keeper is not None and request.op not in ("snapshot", "info"):
+                keeper.changed(request.session, request.to)
+            wave.answer(body, place, with_echo(reply, request))
+
+    def _counted(self, row: int, request: Request, reply: bytes, now: float) -> None:
+        """A request was carried out: if it has a number, that has counted."""
+        if request.producer is not None:
+            assert request.ack is not None
+            self.engine.keep(row, request.producer, request.n, request.identity(), reply, request.ack, now)
+
+    def _step(self, wave: Wave, plain: list[int], steps: list[Step], now: float) -> list[bytes]:
+        """One token for every row: replies to the ordinary ones, `plain`. Nothing has changed until all replies are made."""
+        engine = self.engine
+        rows, xs = plain, wave.xs + wave.body_xs
+        if wave.numbered:
+            xs += [x for _, x, *_ in wave.numbered]
+        if steps:
+            rows = rows + [row for row, *_ in steps]
+            xs += [request.x for _, request, *_ in steps]
+        moves = engine.compute(rows, xs)
+        replies = self._plain_replies(moves, plain) if plain else []
+        answers = self._predicted(moves, len(plain), steps) if steps else []
+        engine.commit(moves, now)
+        bad = () if moves.good is None else (~moves.good).nonzero()[0].tolist()
+        if self._keeper is None or not self._keeper.replaying:
+            self.stats.batch(len(rows), len(rows) - len(bad))
+        for place in bad:
+            row, error = rows[place], engine.not_finite(rows[place])
+            if place < len(plain):
+                replies[place] = self._answers.refused(error, {"session": engine.table.names[row]})
+            else:
+                _, request, opened, body, at = steps[place - len(plain)]
+                if opened:
+                    engine.table.withdraw(row)
+                wave.answer(body, at, self._answers.refused(error, whose(request)))
+        for place, (answer, (row, request, _, body, at)) in enumerate(zip(answers, steps, strict=True), len(plain)):
+            if place not in bad:
+                self._counted(row, request, answer, now)
+                wave.answer(body, at, with_echo(answer, request))
+        if wave.marks or wave.numbered:
+            self._number(wave, replies, bad, now)
+        if self._keeper is not None:
+            self._keeper.stepped(moves, self._batch(wave, rows, xs, steps))
+        return replies
+
+    def _batch(self, wave: Wave, rows: list[int], xs: list[Any], steps: list[Step]) -> Batch:
+        """The steps of a wave as they are kept, by their places; those that did not count among them."""
+        names = self.engine.table.names
+        if self.engine.model.input.kind == "dense":
+            xs = [x.tobytes() for x in xs]
+        batch = Batch([names[row] for row in rows], xs)  # type: ignore[misc]
+        for place, _, n, producer in wave.marks:
+            batch.number(place, producer, n, n - 1)
+        for place, (_, _, producer, n, ack, _, _) in enumerate(wave.numbered, len(wave.rows) + len(wave.body_rows)):
+            batch.number(place, producer, n, ack)
+        for place, (_, request, *_) in enumerate(steps, len(rows) - len(steps)):
+            if request.producer is not None:
+                batch.number(place, request.producer, request.n, request.ack or 0)
+                if request.want != "argmax" or request.surprisal:
+                    batch.wants[place] = request.want, request.surprisal
+        return batch
+
+    def _number(self, wave: Wave, replies: list[bytes], bad: Container[int], now: float) -> None:
+        """The ordinary tokens have counted, but for the bad ones: keep their replies for a repeat."""
+        self.engine.table.numbering.keep_all(wave.marks, wave.xs, replies, bad)
+        first = len(wave.rows) + len(wave.body_rows)
+        for place, (row, x, producer, n, ack, _, _) in enumerate(wave.numbered, first):
+            if place not in bad:
+                self.engine.keep(row, producer, n, x, replies[place], ack, now)
+
+    def _plain_replies(self, moves: Moves, rows: list[int]) -> list[bytes]:
+        """The ordinary replies to the first tokens of a batch."""
+        model = self.engine.model
+        ids: list[int] = []
+        ps: list[float] = []
+        for part in self.engine.parts(len(rows)):
+            some_ids, some_ps = most_likely(model.head(moves.features[part]))
+            ids += some_ids.tolist()
+            ps += some_ps.tolist()
+        ts, heads = moves.ts[: len(rows)].tolist(), self._intake.heads
+        try:
+            return wire.step_replies([heads[row] for row in rows], ts, ids, ps, self._labels)
+        except struct.error:  # a t beyond 32 bits
+            names, vocabulary = self.engine.table.names, model.output.vocabulary
+            fitting = [min(t, wire.STEP_T) for t in ts]
+            replies = wire.step_replies([heads[row] for row in rows], fitting, ids, ps, self._labels)
+            for place, (row, t, y, p) in enumerate(zip(rows, ts, ids, ps, strict=True)):
+                if t > wire.STEP_T:
+                    label = {"label": vocabulary[y]} if vocabulary else {}
+                    replies[place] = wire.encode({"session": names[row], "t": t, "y": y, "p": p} | label)
+            return replies
+
+    def _predicted(self, moves: Moves, plain: int, steps: list[Step]) -> list[bytes]:
+        """The replies to the steps behind the plain ones, without their ids."""
+        engine, requests = self.engine, [request for _, request, *_ in steps]
+        predictions: list[Prediction] = engine.predictions(moves.behind(plain), [request.want for request in requests])
+        scored = [place for place, request in enumerate(requests) if request.surprisal]
+        if scored:
+            scores = engine.scores([steps[place][0] for place in scored], [requests[place].x for place in scored])
+            for place, score in zip(scored, scores, strict=True):
+                predictions[place].surprisal = score
+        for prediction, (_, _, opened, *_) in zip(predictions, steps, strict=True):
+            prediction.opened = opened
+        return [self._answers.step(request.session, found) for request, found in zip(requests, predictions, strict=True)]
+
+    def _failed(self, wave: Wave, rows: list[int], steps: list[Step]) -> list[bytes]:
+        """A bug in a step, the exception being handled: none of the wave's tokens has counted, and each is told so."""
+        log.exception("a wave of %d tokens failed", len(rows) + len(steps))
+        table, internal = self.engine.table, self._answers.internal
+        for row, request, opened, body, place in steps:
+            if opened and table.live[row]:
+                table.withdraw(row)
+            wave.answer(body, place, internal(whose(request), logged=True))
+        return [internal({"session": table.names[row]}, logged=True) for row in rows]
