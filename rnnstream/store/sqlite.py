@@ -55,6 +55,7 @@ _SAVE = f"""INSERT INTO sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
     status = excluded.status, upto = excluded.upto, t = excluded.t, opened_at = excluded.opened_at,
     moved_at = excluded.moved_at, producers = excluded.producers, state = excluded.state, crc = excluded.crc"""
 _LOAD = f"SELECT {_COLUMNS} FROM sessions WHERE name IN ({', '.join('?' * LOADED)})"
+_ENTRIES = f"SELECT id, crc, entry FROM journal WHERE id > ? AND id <= ? ORDER BY id LIMIT {CUT}"
 _NUMBERS = struct.Struct("<qqdd")
 
 Durability = Literal["process", "power"]
@@ -222,10 +223,13 @@ class SQLiteStore(Store):
     def journal(self) -> Iterator[tuple[int, bytes]]:
         """See `Store.journal`."""
         try:
-            for id, crc, entry in self._open.execute("SELECT id, crc, entry FROM journal ORDER BY id"):
-                if not isinstance(entry, bytes) or crc != entry_crc(id, entry):
-                    raise BadStore(f"The store {self.path} is damaged: journal entry {id} does not match its checksum.")
-                yield id, entry
+            (last,) = self._open.execute("SELECT max(id) FROM journal").fetchone()
+            after = 0
+            while rows := self._open.execute(_ENTRIES, (after, last)).fetchall():
+                for after, crc, entry in rows:
+                    if not isinstance(entry, bytes) or crc != entry_crc(after, entry):
+                        raise BadStore(f"The store {self.path} is damaged: journal entry {after} does not match its checksum.")
+                    yield after, entry
         except sqlite3.DatabaseError as problem:
             if problem.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise BadStore(f"The store {self.path} is damaged: {problem}.") from None

@@ -225,7 +225,7 @@ class Intake:
                 request.ack = request.n - 1 if len(body.replies) == 1 else 0
             if row is None and self._keeper is not None:
                 row = self.row_of(request.session)
-                self._keeper.absent.add(row)
+                self._keeper.residence.absent.add(row)
             elif row is None:
                 kept = self._without_row(request, body)
                 if kept is not None:

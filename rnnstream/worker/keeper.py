@@ -1,4 +1,4 @@
-"""What stands between the sessions in memory and those in a store: what is to be written, what leaves, and what comes back.
+"""What stands between the sessions in memory and those in a store: what is written, when, and what happens if it cannot be.
 
 Memory may be ahead of the store by one *group*: what some waves have changed, and no reply has told yet. `write` keeps the
 group; then the replies may leave. If it cannot be kept, `drop` lets go of what memory has of the group's sessions, and they are
@@ -8,12 +8,8 @@ put together again from the store, as after a restart.
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from rnnstream.engine.engine import Engine
 from rnnstream.engine.rows import Moves
@@ -22,9 +18,9 @@ from rnnstream.store.interface import Opened, Saved, Store, Write
 from rnnstream.store.records import Batch, pack_entry
 from rnnstream.worker.arrears import Arrears
 from rnnstream.worker.queue import Wave
+from rnnstream.worker.residence import Residence
 from rnnstream.worker.saving import packed, saved_row, unpacked
 
-Array = npt.NDArray[Any]
 log = logging.getLogger("rnnstream.worker")
 
 # How much the journal may hold before the sessions that are behind for longest are saved, so that a crash costs no more than
@@ -32,12 +28,9 @@ log = logging.getLogger("rnnstream.worker")
 JOURNAL_TOKENS = 200_000
 WAVE_TOKENS = 10
 SLICE = 32  # sessions that a write saves at most, beside twice as many as it has tokens: the journal shrinks, nobody waits
-RETRY_S = 0.05  # between two tries when the store has failed
-LEAVING = 16  # the least recently used are looked for once for such a part of all
 FORGOTTEN = 200  # rows that a write deletes at most
-SWEPT = 200  # stored sessions that are looked at at a time, for idle ones: 0.3 ms
-SWEEP_S = 0.01  # between two such looks
-STORED = 1 << 40  # what the cursors of `page` begin at for sessions in the store: below are rows of memory
+RETRY_S = 0.05  # between two tries when the store has failed
+REBUILDING = -1  # while sessions that were dropped are put together again
 
 
 class Keeper:
@@ -51,43 +44,33 @@ class Keeper:
         journal_tokens: how much the journal may hold, in tokens of 100 numbers.
 
     Attributes:
-        absent: rows that were taken for names of which only the store knows what they are.
-        damaged: names whose rows in the store do not match their checksums.
-        replaying: id of the oldest journal entry that is being replayed; 0 otherwise.
-        loads, evictions, failures: sessions that came back and that left; writes that failed.
+        residence: which of the sessions are in memory.
+        replaying: id of the oldest journal entry that is being replayed, or `REBUILDING`; 0 otherwise.
         replayed: steps of the journal that were made again at the start.
         other_numerics: the kernels that the journal was written on, where they are not these.
+        failures: writes that failed.
     """
 
     def __init__(
         self, engine: Engine, store: Store, found: Opened, *, max_resident: int, journal_tokens: int = JOURNAL_TOKENS
     ) -> None:
         self._engine, self._store = engine, store
-        self._max_resident = max_resident
         self._most_work = journal_tokens * 100 // max(100, engine.model.state_size)
-        self._row_of: Callable[[str], int] = engine.table.take
-        self._waited_for: Callable[[int], bool] = lambda row: False
+        self._arrears = Arrears()
+        self.residence = Residence(engine, store, self._arrears, max_resident)
         self._rebuild: Callable[[set[str]], None] = lambda names: None
-        self.absent: set[int] = set()
-        self.damaged: set[str] = set()
-        self.replaying = 0
-        self.loads = self.evictions = self.failures = self.replayed = 0
+        self.replaying = self.replayed = self.failures = 0
         self.other_numerics = found.numerics if found.numerics != engine.model.numerics else ""
         self._id = found.last + 1
+        self._oldest = 0  # journal entry that the store still has
         self._batches: list[Batch] = []
         self._changed: dict[str, None] = {}
-        self._arrears = Arrears()
-        self._has_row: set[str] = set()  # names in memory that the store has a row of
-        self._leaving: deque[int] = deque()
-        self._leaving_until = 0.0
-        self._lost: set[str] = set()  # names that were dropped, and not put together again yet
         # Names that are remembered no longer, and since which entry: their rows stay while the journal has steps of theirs.
         self._forgetting: dict[str, int] = {}
+        self._lost: set[str] = set()  # names that were dropped, and not put together again yet
         self._failed: StoreError | None = None
         self._failed_bytes = 0
-        self._retry_at = self._sweep_at = 0.0
-        self._swept = 0
-        self._oldest = 0  # journal entry that the store still has
+        self._retry_at = 0.0
         engine.table.absent = self._kept_open = found.sessions
         engine.table.forgotten = []
 
@@ -95,7 +78,7 @@ class Keeper:
         self, row_of: Callable[[str], int], waited_for: Callable[[int], bool], rebuild: Callable[[set[str]], None]
     ) -> None:
         """Who gives rows to names, who knows for which rows a request waits, and who puts sessions together again."""
-        self._row_of, self._waited_for, self._rebuild = row_of, waited_for, rebuild
+        self.residence.row_of, self.residence.waited_for, self._rebuild = row_of, waited_for, rebuild
 
     # -- what has happened in memory
 
@@ -104,7 +87,9 @@ class Keeper:
         rows = moves.rows
         if moves.good is not None:
             rows, batch = rows[moves.good], batch.only(moves.good.tolist())
-        if not self._engine.model.exact:  # replayed, it could come out otherwise: the states themselves are kept
+        if self.replaying == REBUILDING:
+            return
+        if not self._engine.model.exact and not self.replaying:  # it could come out otherwise: the states themselves are kept
             self.changed(*batch.names)
             return
         self._arrears.mark(rows, self.replaying or self._id)
@@ -126,13 +111,28 @@ class Keeper:
         """
         if self.failing:  # and nothing is carried out before `prepare` has seen that it works again
             return
-        victims = self._victims(len(self._engine.table.rows) - self._max_resident)
+        victims = self.residence.victims()
         if not (self._batches or self._changed or victims):
             return
-        rows = self._arrears.overdue(self._most_work, SLICE + 2 * sum(len(batch.names) for batch in self._batches))
+        rows = self._behind(self._most_work, SLICE + 2 * sum(len(batch.names) for batch in self._batches))
         rows += filter(self._arrears.behind, victims)
         self._put(now, rows)
-        self._evict(victims)
+        self.residence.evict(victims)
+
+    def begin(self, replayed: int) -> None:
+        """Everything is in memory that has to be there: this many steps of the journal were made again."""
+        self.replayed = replayed
+        self._kept_open = self._engine.table.open_count + self._engine.table.absent
+
+    def _behind(self, most_work: int, most: int) -> list[int]:
+        """Open sessions behind which the journal has held more than this, the oldest first."""
+        live, rows = self._engine.table.live, []
+        for row in self._arrears.overdue(most_work, most):
+            if live[row]:
+                rows.append(row)
+            else:
+                self._arrears.settle(row)
+        return rows
 
     def make_room(self, now: float, upto: int) -> None:
         """During a replay, when the journal was replayed up to this entry: save and let go of sessions beyond the bound.
@@ -140,10 +140,10 @@ class Keeper:
         Raises:
             StoreError: it could not be.
         """
-        victims = self._victims(len(self._engine.table.rows) - self._max_resident)
+        victims = self.residence.victims()
         if victims:
             self._put(now, [row for row in victims if self._arrears.behind(row)], upto)
-            self._evict(victims)
+            self.residence.evict(victims)
 
     def finish(self, now: float) -> None:
         """Save everything, so that the next start has nothing to replay.
@@ -152,8 +152,8 @@ class Keeper:
             StoreError: not everything was saved; what counted is in the journal.
         """
         self.write(now)
-        while rows := self._arrears.overdue(-1, 1000):
-            self._put(now, rows)
+        while self._arrears.oldest() is not None:
+            self._put(now, self._behind(-1, 1000))
         self._put(now, [], last=True)
 
     def _put(self, now: float, rows: list[int], upto: int | None = None, *, last: bool = False) -> None:
@@ -181,10 +181,10 @@ class Keeper:
         self._kept_open = table.open_count + table.absent
         for row in saved:
             if row.status == "open":
-                self._has_row.add(row.name)
+                self.residence.has_row.add(row.name)
                 self._arrears.settle(table.rows[row.name])
             else:
-                self._has_row.discard(row.name)
+                self.residence.has_row.discard(row.name)
 
     def _saved_changed(self) -> list[Saved]:
         """What is to be saved of the names that were changed."""
@@ -222,7 +222,7 @@ class Keeper:
         names = self._changed.keys() | {name for batch in self._batches for name in batch.names}
         for name in names:
             table.drop(name)
-        self._has_row -= names
+        self.residence.has_row -= names
         self._lost |= names
         table.absent = self._kept_open - table.open_count
         self._batches, self._changed = [], {}
@@ -236,7 +236,7 @@ class Keeper:
         if self._failed is None:
             return
         if now < self._retry_at:
-            raise self._failed
+            raise StoreError(str(self._failed), **self._failed.extra)
         try:
             self._store.write(Write(self._id, pack_entry(now, [], self._failed_bytes)))
         except StoreError as error:
@@ -246,7 +246,7 @@ class Keeper:
         self._failed = None
         log.info("the store works again")
 
-    # -- residence
+    # -- what is asked for
 
     def prepare(self, wave: Wave, now: float) -> None:
         """Have everything in memory that this wave asks for.
@@ -257,114 +257,51 @@ class Keeper:
         self._try_again(now)
         if self._lost:
             self._put_together()
-        table = self._engine.table
-        names = [request.to for _, request, *_ in wave.others if request.to and request.to not in table.rows]
-        for row in self.absent:
-            name = table.names[row]
-            if name is not None and not table.live[row]:
-                self._arrears.settle(row)  # it may have been somebody else's
-                names.append(name)
+        copies = [request.to for _, request, *_ in wave.others if request.to and request.to not in self._engine.table.rows]
+        names = self.residence.wanted() + copies
         if names:
             self.bring(names, now)
-        self.absent.clear()
+        self.residence.absent.clear()
 
-    def _put_together(self) -> None:
-        """Have the sessions back that were dropped."""
-        table = self._engine.table
-        try:
-            self._rebuild(self._lost)
-        except StoreError:
-            for name in self._lost:
-                table.drop(name, waited_for=name in table.rows and self._waited_for(table.rows[name]))
-            self._has_row -= self._lost
-            table.absent = self._kept_open - table.open_count
-            raise
-        self._lost = set()
-
-    def bring(self, names: Iterable[str], now: float) -> dict[str, int]:
-        """Fetch what the store has of these names.
-
-        Returns:
-            Up to which journal entry that goes, of those that it has anything of.
+    def bring(self, names: list[str], now: float) -> None:
+        """Have what the store has of these names: sessions, tombstones; those long idle expire.
 
         Raises:
             StoreError: it cannot be read.
         """
-        table = self._engine.table
-        found, damaged = self._store.load([name for name in names if self.replaying or name not in table.tombstones])
-        for name in damaged:
-            log.error("the row of session %s does not match its checksum; see rnnstream store check", name)
-        self.damaged.update(damaged)
-        for row in found:
-            if row.status == "open":
-                self._place(row, now)
-            elif row.name not in table.tombstones:
-                self._forgetting.pop(row.name, None)
-                table.bury(row.name, row.status, unpacked(row.producers))
-        return {row.name: row.upto for row in found}
-
-    def _place(self, saved: Saved, now: float) -> None:
         engine, table = self._engine, self._engine.table
-        row = self._row_of(saved.name)
-        if table.live[row]:
-            return
-        state = np.frombuffer(saved.state, table.states.dtype.newbyteorder("<"))
-        table.place(row, state, saved.t, saved.opened_at, saved.moved_at, unpacked(saved.producers))
-        self._arrears.settle(row)
-        self._has_row.add(saved.name)
-        self.damaged.discard(saved.name)
-        self.loads += 1
-        if not self.replaying and engine.expire_row(row, now):
-            self.changed(saved.name)
-
-    def hold_whole(self, *names: str) -> None:
-        """Judge whether what the store has of these names can be used.
-
-        Raises:
-            StoreError: it is damaged.
-        """
-        for name in names:
-            if name in self.damaged:
-                raise StoreError(f"{name}: its row in the store is damaged; see rnnstream store check.", retry_after_ms=60_000)
-
-    def _victims(self, most: int) -> list[int]:
-        """Up to so many rows, of those least recently used, for which nobody waits."""
-        table = self._engine.table
-        found: list[int] = []
-        if most > len(self._leaving):
-            rows = np.frombuffer(table.live, np.uint8).nonzero()[0]
-            count = min(len(rows), max(2 * most, len(rows) // LEAVING))
-            if count:
-                moved_at = table.moved_at[rows]
-                oldest = np.argpartition(moved_at, count - 1)[:count]
-                oldest = oldest[np.argsort(moved_at[oldest], kind="stable")]
-                self._leaving, self._leaving_until = deque(rows[oldest].tolist()), float(moved_at[oldest[-1]])
-        while self._leaving and len(found) < most:
-            row = self._leaving.popleft()
-            if table.live[row] and table.moved_at[row] <= self._leaving_until and not self._waited_for(row):
-                found.append(row)
-        return found
-
-    def _evict(self, rows: list[int]) -> None:
-        table = self._engine.table
-        for row in rows:
-            self._arrears.settle(row)
-            self._has_row.discard(table.names[row] or "")
-            table.evict(row)
-            self.evictions += 1
+        found = self.residence.bring(name for name in names if name not in table.tombstones)
+        for saved in found.values():
+            if saved.status != "open":  # it was on the way to be forgotten
+                self._forgetting.pop(saved.name, None)
+                table.bury(saved.name, saved.status, unpacked(saved.producers))
+            elif engine.expire_row(row := table.rows[saved.name], now):
+                self.changed(saved.name)
+                if not self.residence.waited_for(row):
+                    table.free(row)
 
     def sweep(self, now: float, idle_s: float) -> None:
-        """Look at some stored sessions for those that have been idle for too long; they come back, and expire."""
-        table = self._engine.table
-        if now < self._sweep_at or self._failed is not None or not table.absent:
-            return
+        """Let some stored sessions expire that have been idle for too long."""
         try:
-            found, after = self._store.page(self._swept, SWEPT)
-            self.bring([name for _, name, moved_at in found if moved_at < now - idle_s and name not in table.rows], now)
+            self.bring(self.residence.idle(now, idle_s), now)
         except StoreError as error:
             log.warning("idle sessions in the store could not be looked for: %s", error)
-            after = None
-        self._swept, self._sweep_at = after or 0, now + (SWEEP_S if after else max(SWEEP_S, idle_s / 4))
+
+    def _put_together(self) -> None:
+        """Have the sessions back that were dropped."""
+        table, residence = self._engine.table, self.residence
+        kept_open = table.open_count + table.absent
+        try:
+            self._rebuild(self._lost)
+        except StoreError:
+            for name in self._lost:
+                table.drop(name, waited_for=name in table.rows and residence.waited_for(table.rows[name]))
+            residence.has_row -= self._lost
+            raise
+        finally:
+            table.absent = kept_open - table.open_count
+        self.changed(*[name for name in self._lost if name in table.rows and table.live[table.rows[name]]])
+        self._lost = set()
 
     # -- what is told
 
@@ -380,37 +317,15 @@ class Keeper:
             "failing": self.failing,
             "failures": self.failures,
             "resident": self._engine.table.open_count,
-            "loads": self.loads,
-            "evictions": self.evictions,
-            "damaged": len(self.damaged),
-            "entries": self._id - max(self._oldest, 1),
+            "loads": self.residence.loads,
+            "evictions": self.residence.evictions,
+            "damaged": len(self.residence.damaged),
         }
-
-    def page(self, prefix: str, after: int, limit: int, scan: int) -> tuple[list[str], int | None, int]:
-        """Names of open sessions, those that the store has no row of first; see `Rows.page`.
-
-        Raises:
-            StoreError: the store cannot be read.
-        """
-        table = self._engine.table
-        if after < STORED:
-            names, following, looked_at = self._engine.page(prefix, after, limit, scan)
-            return [name for name in names if name not in self._has_row], following or STORED, looked_at
-        found, end = self._store.page(after - STORED, min(scan, 1000))
-        names = []
-        for cursor, name, _ in found:
-            row = table.rows.get(name)
-            if name.startswith(prefix) and name not in table.tombstones and (row is None or table.live[row]):
-                names.append(name)
-                if len(names) == limit:
-                    end = cursor
-                    break
-        return names, None if end is None else STORED + end, len(found)
 
     def check(self) -> None:
         """Assert what always holds once a group has been written or dropped."""
+        self.residence.check()
         table = self._engine.table
-        assert all(name in table.rows and table.live[table.rows[name]] for name in self._has_row)
         for row, name in enumerate(table.names):
-            if name is not None and table.live[row] and name not in self._has_row:
+            if name is not None and table.live[row] and name not in self.residence.has_row:
                 assert self._arrears.behind(row) or name in self._changed, name

@@ -12,7 +12,7 @@ from rnnstream.store.interface import Store
 from rnnstream.store.records import Batch, unpack_entry
 from rnnstream.wire.requests import Request
 from rnnstream.worker.intake import Intake
-from rnnstream.worker.keeper import Keeper
+from rnnstream.worker.keeper import REBUILDING, Keeper
 from rnnstream.worker.queue import Body, Wave, Waves
 from rnnstream.worker.runner import Runner
 from rnnstream.worker.saving import unpacked
@@ -55,7 +55,9 @@ class Replay:
         for saved in self._store.tombstones():
             assert saved.status != "open"
             self._engine.table.bury(saved.name, saved.status, unpacked(saved.producers))
-        return self._run(None)
+        steps, last = self._run(None)
+        self._keeper.begin(steps)
+        return steps, last
 
     def rebuild(self, names: set[str]) -> None:
         """Put the sessions of these names together again, of which nothing is in memory.
@@ -78,11 +80,12 @@ class Replay:
         waiting = 0
         try:
             if only is not None:
-                keeper.replaying = 1
-                self._bring(only, now)
+                keeper.replaying = REBUILDING
+                self._bring(only)
             for id, entry in self._store.journal():
-                now, batches = unpack_entry(entry)
-                chunk.append((id, now, batches))
+                at, batches = unpack_entry(entry)
+                now = max(now, at)
+                chunk.append((id, at, batches))
                 waiting += sum(len(batch.names) for batch in batches)
                 if waiting >= CHUNK:
                     steps, chunk, waiting = steps + self._apply(chunk), [], 0
@@ -92,10 +95,15 @@ class Replay:
             keeper.replaying = 0
         return steps, now
 
-    def _bring(self, names: set[str], now: float) -> None:
+    def _bring(self, names: set[str]) -> None:
         """What the store has of names that are new to this replay."""
-        self._upto |= dict.fromkeys(names, 0) | self._keeper.bring(names, now)
-        damaged = sorted(names & self._keeper.damaged)
+        residence, table = self._keeper.residence, self._engine.table
+        found = residence.bring(names)
+        for saved in found.values():
+            if saved.status != "open" and saved.name not in table.tombstones:
+                table.bury(saved.name, saved.status, unpacked(saved.producers))
+        self._upto |= dict.fromkeys(names, 0) | {name: saved.upto for name, saved in found.items()}
+        damaged = sorted(names & residence.damaged)
         if damaged:
             raise BadStore(f"The store is damaged: the row of session {damaged[0]} does not match its checksum.")
 
@@ -103,11 +111,12 @@ class Replay:
         """Make the steps of some entries."""
         if not chunk:
             return 0
-        self._keeper.replaying = chunk[0][0]
+        if self._only is None:
+            self._keeper.replaying = chunk[0][0]
         now = chunk[-1][1]
         names = {name for _, _, batches in chunk for batch in batches for name in batch.names}
         if self._only is None:
-            self._bring(names - self._upto.keys(), now)
+            self._bring(names - self._upto.keys())
         waves = Waves(len(self._engine.table.names))
         table = self._engine.table
         opened_at: dict[int, float] = {}
@@ -125,8 +134,8 @@ class Replay:
             waves.done(wave)
         for row, at in moved_at.items():  # all steps of the chunk were made as if at its end
             table.opened_at[row], table.moved_at[row] = opened_at.get(row, table.opened_at[row]), at
-        self._keeper.replaying = 0
         if self._only is None:
+            self._keeper.replaying = 0
             self._keeper.make_room(now, chunk[-1][0])
         return steps
 

@@ -74,7 +74,12 @@ class Runner:
             sessions = [self.engine.table.names[row] for row in rows]
         else:
             sessions = [wire.decode(reply)[0]["session"] for reply in replies]
-        wave.answers = [(body, place, self._answers.refused(error, whose(request))) for _, request, body, place in wave.others]
+        answered = None if replies is None else {(id(body), place) for body, place, _ in wave.answers}
+        wave.answers = [
+            (body, place, self._answers.refused(error, whose(request)))
+            for _, request, body, place in wave.others
+            if answered is None or (id(body), place) in answered  # else it is a peek that goes on
+        ]
         return [self._answers.refused(error, {"session": session}) for session in sessions]
 
     def _judge_numbered(self, wave: Wave) -> None:
@@ -110,7 +115,7 @@ class Runner:
         """A request whose turn has come: a step is admitted, all else is done and answered."""
         engine, keeper = self.engine, self._keeper
         if keeper is not None:
-            keeper.hold_whole(request.session, request.to)
+            keeper.residence.hold_whole(request.session, request.to)
         if request.producer is not None:
             kept = engine.judge(request.session, request.producer, request.n, request.identity(), now, request.ack or 0)
             if kept is not None:
