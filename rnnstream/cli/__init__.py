@@ -12,6 +12,7 @@ from rnnstream.cli.inspect import inspect
 from rnnstream.cli.selftest import selftest
 from rnnstream.cli.serve import serve
 from rnnstream.cli.session import session
+from rnnstream.cli.store import store
 from rnnstream.errors import RnnstreamError
 
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
@@ -38,5 +39,5 @@ def main() -> None:
     """Serve trained recurrent networks one token at a time."""
 
 
-for command in (serve, feed, session, inspect, selftest):
+for command in (serve, feed, session, store, inspect, selftest):
     main.add_command(command)

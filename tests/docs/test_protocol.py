@@ -6,11 +6,16 @@ import re
 import msgpack
 import pytest
 
+from rnnstream import load
 from rnnstream.engine import snapshot
+from rnnstream.engine.engine import Engine
 from rnnstream.engine.numbering import JUDGEMENTS
 from rnnstream.errors import RequestError
+from rnnstream.store.interface import Opened
+from rnnstream.store.memory import MemoryStore
 from rnnstream.wire.replies import decode
 from rnnstream.wire.requests import COMMON, OPS
+from rnnstream.worker.keeper import Keeper
 from tests.worker_example import BLOCK, PAGE, ask, example_core, shown
 
 TEXT = PAGE.read_text()
@@ -90,4 +95,10 @@ def test_every_key_of_the_examples_replies_is_in_the_tables(heading, path):
                 reply = reply.get(key, {})
             found |= set(reply)
     assert found - extras <= listed
-    assert listed - found <= {"next"}
+    assert listed - found <= {"next", "store"}
+
+
+def test_the_table_of_the_store_is_what_hello_and_stats_say():
+    keeper = Keeper(Engine(load()), MemoryStore(), Opened("other kernels", sessions=0), max_resident=1)
+    listed = {(key, row[1].strip("`")) for row in rows("### The store in hello and stats") for key in keys(row[0])}
+    assert listed == {(key, "hello") for key in keeper.hello()} | {(key, "stats") for key in keeper.stats()}

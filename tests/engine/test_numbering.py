@@ -242,7 +242,7 @@ def test_many_that_came_alone_are_kept_as_each_of_them_would_be(size: int) -> No
     for producer, reply in zip("pr", (replies[0], replies[2]), strict=True):
         one.turn("s", producer, 3, request=producer, reply=reply, ack=2)
     producers = many.sessions["s"]
-    marks = [(place, producers[producer], 3) for place, producer in enumerate("pqr")]
+    marks = [(place, producers[producer], 3, producer) for place, producer in enumerate("pqr")]
     many.numbering.keep_all(marks, [*"pqr"], replies, [1])
     many.check()
     for producer in "pqr":

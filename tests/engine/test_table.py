@@ -128,7 +128,8 @@ def test_a_row_shows_nothing_of_the_session_that_had_it() -> None:
         lambda table: table.producers.__setitem__(0, {"p": Producer()}),
         lambda table: table.opened_at.__setitem__(0, 99),
         lambda table: setattr(table, "open_count", 2),
-        lambda table: setattr(table, "max_sessions", 0),
+        lambda table: setattr(table, "max_rows", 0),
+        lambda table: setattr(table, "absent", -1),
     ],
 )
 def test_check_finds_damage(damage: object) -> None:

@@ -128,6 +128,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "not_finite": {},
     "busy": {"retry_after_ms": 50},
     "full": {},
+    "store_error": {"retry_after_ms": 200},
     "too_large": {"limit": 524_288},
     "internal": {},
 }

@@ -1,0 +1,368 @@
+"""A look into a store file without a worker. Nothing is changed or created where it lies, and a running worker goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import shutil
+import sqlite3
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from rnnstream.errors import BadStore
+from rnnstream.store.interface import Saved
+from rnnstream.store.records import Batch, unpack_entry, unpack_producers
+from rnnstream.store.sqlite import entry_crc, read_meta, read_row
+
+Array = npt.NDArray[Any]
+
+TOLD = 1000  # rows and entries between two calls that tell how far a check is
+_COLUMNS = "name, status, upto, t, opened_at, moved_at, producers, state, crc"  # what `read_row` takes
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Damage.
+
+    Attributes:
+        sentence: for people.
+        session, entry: the name of the session, or the id of the journal entry, whose it is; None where it is neither's.
+    """
+
+    sentence: str
+    session: str | None = None
+    entry: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What is kept of a name, whole.
+
+    Attributes:
+        saved: its row.
+        state: [S], a<t>; empty where the name is not open.
+        producers: the last number of each.
+    """
+
+    saved: Saved
+    state: Array
+    producers: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A token that counted.
+
+    Attributes:
+        name: of the session.
+        x: an id, or the bytes of a vector.
+        producer, n: its number, where it has one.
+    """
+
+    name: str
+    x: int | bytes
+    producer: str | None = None
+    n: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A journal entry, whole.
+
+    Attributes:
+        id: of the entry.
+        now: seconds, on the clock of the store.
+        steps: those of a session are in their order.
+    """
+
+    id: int
+    now: float
+    steps: list[Step]
+
+
+@dataclass(slots=True)
+class Behind:
+    """What the journal has of a session and its row does not include.
+
+    Attributes:
+        stored: whether there is a row.
+        first, last: when the first and the last of it happened, in seconds on the clock of the store.
+        xs: the tokens, in their order: ids, or bytes of vectors.
+        producers: the last number of each that is in it.
+    """
+
+    stored: bool
+    first: float
+    last: float
+    xs: list[int | bytes] = field(default_factory=list)
+    producers: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Journal:
+    """The journal, held against the rows.
+
+    Attributes:
+        clock: when the store was written last, in seconds on its clock.
+        behind: by session. Ends where the first damaged entry is: a token left out would make another state of all behind it.
+        problems: the damage.
+    """
+
+    clock: float = 0.0
+    behind: dict[str, Behind] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+class Look:
+    """A store as it was at one moment; see `looking`.
+
+    Attributes:
+        path: as it was given.
+        meta: the model's digest and name, dtype, state_size and numerics, as they are written there.
+        dtype, state_size: of a state.
+        in_use: a worker has it open.
+        bytes, log_bytes: sizes of the file and of its write-ahead log.
+        rows, entries: how many names and journal entries there are.
+        newest: id of the last journal entry; 0 where there is none.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, *, in_use: bool, size: int, log_size: int) -> None:
+        self.path, self.in_use, self.bytes, self.log_bytes = path, in_use, size, log_size
+        self._connection = connection
+        self.meta = meta = read_meta(connection, path)
+        try:
+            self.dtype, self.state_size = np.dtype(meta["dtype"]), int(meta["state_size"])
+        except (TypeError, ValueError):
+            told = f"states of {meta['state_size']!r:.40} numbers of type {meta['dtype']!r:.40}"
+            raise BadStore(f"The store {path} is damaged: its table meta speaks of {told}.") from None
+        (self.rows,) = connection.execute("SELECT count(*) FROM sessions").fetchone()
+        self.entries, self.newest = connection.execute("SELECT count(*), ifnull(max(id), 0) FROM journal").fetchone()
+
+    def ended(self) -> dict[str, int]:
+        """How many names are closed, and how many expired."""
+        query = "SELECT status, count(*) FROM sessions WHERE status <> 'open' GROUP BY status"
+        return {"closed": 0, "expired": 0} | dict(self._connection.execute(query))
+
+    def sessions(self, names: Sequence[str] = ()) -> Iterator[Session | Problem]:
+        """What is kept of these names, or of all. Ends at a page that cannot be read."""
+        query = f"SELECT {_COLUMNS} FROM sessions"
+        try:
+            if not names:
+                yield from map(self._session, self._connection.execute(f"{query} ORDER BY id"))
+            for name in names:
+                yield from map(self._session, self._connection.execute(f"{query} WHERE name = ?", (name,)))
+        except sqlite3.DatabaseError as problem:
+            yield Problem(f"The rows of the sessions cannot be read any further: {problem}.")
+
+    def _session(self, row: tuple[Any, ...]) -> Session | Problem:
+        name = str(row[0])
+
+        saved = read_row(row)
+        if saved is None:
+            return _of_session(name, "does not match its checksum")
+        if saved.status not in ("open", "closed", "expired"):
+            return _of_session(name, f"has the status {saved.status!r:.20}")
+        size = self.state_size * self.dtype.itemsize if saved.status == "open" else 0
+        if len(saved.state) != size:
+            return _of_session(name, f"has a state of {len(saved.state)} bytes where {size} belong")
+        state = np.frombuffer(saved.state, self.dtype)
+        if not np.isfinite(state).all():
+            return _of_session(name, "has a state with NaN or infinity in it")
+        try:
+            producers = {kept.producer: kept.last for kept in unpack_producers(saved.producers)}
+        except (ValueError, TypeError):
+            return _of_session(name, "has producers that cannot be decoded")
+        return Session(saved, state, producers)
+
+    def journal_entries(self) -> Iterator[Entry | Problem]:
+        """The journal. Ends at a page that cannot be read."""
+        try:
+            for id, crc, packed in self._connection.execute("SELECT id, crc, entry FROM journal ORDER BY id"):
+                if not isinstance(packed, bytes) or crc != entry_crc(id, packed):
+                    yield Problem(f"Journal entry {id} does not match its checksum.", entry=id)
+                    continue
+                try:
+                    now, batches = unpack_entry(packed)
+                    yield Entry(id, float(now), [step for batch in batches for step in _steps(batch)])
+                except (ValueError, TypeError, IndexError):
+                    yield Problem(f"Journal entry {id} cannot be decoded.", entry=id)
+        except sqlite3.DatabaseError as problem:
+            yield Problem(f"The journal cannot be read any further: {problem}.")
+
+    def journal(self, names: Sequence[str] = ()) -> Journal:
+        """What the journal has of these names, or of all, that their rows do not include."""
+        journal = Journal()
+        only, upto = set(names), dict[str, int | None]()
+        for entry in self.journal_entries():
+            if isinstance(entry, Problem):
+                journal.problems.append(entry)
+                continue
+            journal.clock = entry.now
+            for step in entry.steps if not journal.problems else ():
+                if only and step.name not in only:
+                    continue
+                if step.name not in upto:
+                    upto[step.name] = self._upto(step.name)
+                included = upto[step.name]
+                if included is not None and entry.id <= included:
+                    continue
+                behind = journal.behind.get(step.name)
+                if behind is None:
+                    behind = journal.behind[step.name] = Behind(included is not None, entry.now, entry.now)
+                behind.last = entry.now
+                behind.xs.append(step.x)
+                if step.producer is not None:
+                    behind.producers[step.producer] = step.n
+        return journal
+
+    def _upto(self, name: str) -> int | None:
+        """The last journal entry that the row of a name includes; None where it has no row."""
+        row = self._connection.execute("SELECT upto FROM sessions WHERE name = ?", (name,)).fetchone()
+        return row and int(row[0])
+
+    def problems(self, tell: Callable[[int], None]) -> Iterator[Problem]:
+        """All damage that can be found.
+
+        Args:
+            tell: called now and then, with how many of the rows and entries were looked at.
+        """
+        try:
+            for (told,) in self._connection.execute("PRAGMA integrity_check"):
+                if told != "ok":
+                    yield Problem(f"SQLite finds: {'; '.join(str(told).splitlines())}.")
+        except sqlite3.DatabaseError as problem:
+            yield Problem(f"SQLite cannot read the file: {problem}.")
+        for count, found in enumerate(itertools.chain(self.sessions(), self.journal_entries()), 1):
+            if isinstance(found, Problem):
+                yield found
+            elif isinstance(found, Session) and found.saved.upto > self.newest:  # tokens to come would not count in a replay
+                yield _of_session(found.saved.name, f"includes journal entry {found.saved.upto}; the last is {self.newest}")
+            if not count % TOLD:
+                tell(count)
+        tell(self.rows + self.entries)
+
+
+def _of_session(name: str, told: str) -> Problem:
+    return Problem(f"The row of session {name!r:.250} {told}.", session=name)
+
+
+def _steps(batch: Batch) -> Iterator[Step]:
+    """The steps of a batch.
+
+    Raises:
+        ValueError, TypeError, IndexError: it is not as a worker writes it.
+    """
+    numbers: list[tuple[str | None, int]] = [(None, 0)] * len(batch.names)
+    for place, mine, n, _ in zip(batch.places, batch.producers, batch.ns, batch.acks, strict=True):
+        numbers[place] = mine, n
+    for name, x, (producer, n) in zip(batch.names, batch.xs, numbers, strict=True):
+        if not (isinstance(name, str) and isinstance(producer, str | None) and isinstance(x, int | bytes)):
+            raise TypeError
+        if isinstance(x, bytes) and len(x) % 4:
+            raise ValueError
+        yield Step(name, x, producer, n)
+
+
+@contextlib.contextmanager
+def looking(path: str | Path) -> Iterator[Look]:
+    """Look into a store, as it is at this moment, for as long as a `with` statement.
+
+    No other connection of this process may have it open: whether a worker has it is seen by a lock on the file, and with its
+    descriptor all locks go that SQLite holds on that file for the whole process.
+
+    Raises:
+        BadStore: there is none, it is of another format, or it cannot be read. At the end: no worker had it open, and yet
+            it was changed meanwhile, so what was seen may be wrong.
+    """
+    path = Path(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            file = _regular(path)
+            before = _stamps(file)
+            in_use = _locked(file)
+            uri = _uri(path, file, in_use, stack)
+        except OSError as problem:
+            raise BadStore(f"The store {path} cannot be read: {problem.strerror}.") from None
+        try:
+            connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+            stack.callback(connection.close)
+            connection.text_factory = lambda data: data.decode(errors="replace")  # a damaged name is told, too
+            connection.execute("BEGIN")
+            yield Look(path, connection, in_use=in_use, size=before[0].size, log_size=before[1].size)
+        except sqlite3.Error as problem:
+            raise BadStore(f"The store {path} cannot be read: {problem}.") from None
+        finally:
+            if not in_use and _stamps(file) != before:  # nothing but the absence of a worker has kept it as it was
+                raise BadStore(f"The store {path} was changed while it was read, as by a worker that has begun; look again.")
+
+
+class _Stamp(NamedTuple):
+    """What tells of a file whether it was written; all 0 where there is none."""
+
+    inode: int = 0
+    size: int = 0
+    changed_ns: int = 0
+
+
+def _stamps(file: Path) -> tuple[_Stamp, _Stamp]:
+    """Of a store's file and its write-ahead log."""
+    stamps = []
+    for path in (file, _beside(file, "-wal")):
+        try:
+            status = path.stat()
+            stamps.append(_Stamp(status.st_ino, status.st_size, status.st_mtime_ns))
+        except FileNotFoundError:
+            stamps.append(_Stamp())
+    return stamps[0], stamps[1]
+
+
+def _beside(file: Path, ending: str) -> Path:
+    return file.with_name(file.name + ending)
+
+
+def _regular(path: Path) -> Path:
+    """The file that a path leads to, beside which SQLite keeps its log; something else would not come to an end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise BadStore(f"{path} is no store of rnnstream: it is {what}.")
+    if not status.st_size:
+        raise BadStore(f"{path} is no store of rnnstream: it is empty.")
+    return path.resolve()
+
+
+def _locked(file: Path) -> bool:
+    """Whether a worker has it open."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _uri(path: Path, file: Path, in_use: bool, stack: contextlib.ExitStack) -> str:
+    """How SQLite reads all of it and leaves everything as it is."""
+    log, index = _beside(file, "-wal"), _beside(file, "-shm")
+    if not in_use and not (log.exists() and log.stat().st_size):  # as after a shutdown
+        return f"{file.as_uri()}?immutable=1"
+    if log.exists() and index.exists():
+        return f"{file.as_uri()}?mode=ro&readonly_shm=1"
+    if in_use:
+        raise BadStore(f"A worker begins or ends with the store {path} just now; look again.")
+    # SQLite does not read a log without its index, and may not make one there.
+    copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rnnstream-"))) / "store"
+    shutil.copyfile(file, copy)
+    shutil.copyfile(log, _beside(copy, "-wal"))
+    return copy.as_uri()
