@@ -29,7 +29,10 @@ def store() -> None:
 @path
 @options.as_json
 def info(path: str, as_json: bool) -> None:
-    """What is in the store PATH: whose sessions, how many, and how much there is to replay."""
+    """What is in the store PATH.
+
+    Whose sessions and how many, how much there is to replay after a crash, and whether a worker has it open.
+    """
     with looking(path) as look:
         found = describe(look)
     if as_json:
@@ -82,9 +85,10 @@ def describe(look: Look) -> dict[str, Any]:
 @path
 @options.as_json
 def check(path: str, as_json: bool) -> None:
-    """Read all of the store PATH and tell what is damaged in it, a sentence each; exit status 1 if anything is.
+    """Find what is damaged in the store PATH.
 
-    With --json, an object for each problem, and one at the end.
+    All of it is read. A sentence tells each problem; exit status 1 if there is one. With --json, an object for each problem,
+    and one at the end with how many there are.
     """
     with looking(path) as look:
         with _progress(look.rows + look.entries) as tell:
@@ -124,7 +128,9 @@ def _names(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
 @path
 @click.option("--session", "names", multiple=True, callback=_names, help="Only the session of this name; may be repeated.")
 def export(path: str, names: tuple[str, ...]) -> None:
-    """Write what the store PATH keeps of each name, one JSON object a line.
+    """Write all sessions in the store PATH.
+
+    One JSON object a line for each name:
 
     \b
       session    the name

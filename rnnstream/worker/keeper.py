@@ -223,6 +223,7 @@ class Keeper:
         for name in names:
             table.drop(name)
         self.residence.has_row -= names
+        self.residence.absent.clear()
         self._lost |= names
         table.absent = self._kept_open - table.open_count
         self._batches, self._changed = [], {}
