@@ -91,33 +91,33 @@ def check(path: str, as_json: bool) -> None:
     and one at the end with how many there are.
     """
     with looking(path) as look:
-        with _progress(look.rows + look.entries) as tell:
+        with _progress() as tell:
             problems = list(look.problems(tell))
-        rows, entries = look.rows, look.entries
+        whole = "" if problems else f"{path} is whole: {look.rows:,} names, {look.entries:,} journal entries"
     for problem in problems:
         where = {key: value for key in ("session", "entry") if (value := getattr(problem, key)) is not None}
         click.echo(out.json_line({"problem": problem.sentence, **where}) if as_json else problem.sentence)
     if as_json:
-        click.echo(out.json_line({"rows": rows, "entries": entries, "problems": len(problems)}))
+        click.echo(out.json_line({"problems": len(problems)}))
+    elif whole:
+        click.echo(whole)
     if problems:
         raise BadStore(f"The store {path} is damaged; problems found: {len(problems):,}.")
-    if not as_json:
-        click.echo(f"{path} is whole: {rows:,} names, {entries:,} journal entries")
 
 
 @contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, where that is a terminal; gives a function to call with how much is done."""
+def _progress() -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on stderr, where that is a terminal; gives a function to call with how much is done, and of how much if known."""
     if not sys.stderr.isatty():
-        yield lambda done: None
+        yield lambda done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    columns = (BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda done: progress.update(task, completed=done)
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import itertools
+import math
 import os
 import shutil
 import sqlite3
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,18 +114,18 @@ class Journal:
     """The journal, held against the rows.
 
     Attributes:
-        clock: when the store was written last, in seconds on its clock.
-        behind: by session. Ends where the first damaged entry is: a token left out would make another state of all behind it.
-        problems: the damage.
+        behind: by session.
+        clock: seconds on the clock of the store, when it was written last; NaN where that is not known.
+        problems: the damage. Where an entry is damaged, all of this ends: with a token left out, the next ones are no use.
     """
 
-    clock: float = 0.0
     behind: dict[str, Behind] = field(default_factory=dict)
+    clock: float = math.nan
     problems: list[Problem] = field(default_factory=list)
 
 
 class Look:
-    """A store as it was at one moment; see `looking`.
+    """A store as it was at one moment; see `looking`. Where SQLite cannot read a page, sqlite3.DatabaseError comes through.
 
     Attributes:
         path: as it was given.
@@ -131,8 +133,6 @@ class Look:
         dtype, state_size: of a state.
         in_use: a worker has it open.
         bytes, log_bytes: sizes of the file and of its write-ahead log.
-        rows, entries: how many names and journal entries there are.
-        newest: id of the last journal entry; 0 where there is none.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection, *, in_use: bool, size: int, log_size: int) -> None:
@@ -141,31 +141,57 @@ class Look:
         self.meta = meta = read_meta(connection, path)
         try:
             self.dtype, self.state_size = np.dtype(meta["dtype"]), int(meta["state_size"])
+            np.isfinite(np.empty(0, self.dtype))  # of numbers, that is
         except (TypeError, ValueError):
             told = f"states of {meta['state_size']!r:.40} numbers of type {meta['dtype']!r:.40}"
             raise BadStore(f"The store {path} is damaged: its table meta speaks of {told}.") from None
-        (self.rows,) = connection.execute("SELECT count(*) FROM sessions").fetchone()
-        self.entries, self.newest = connection.execute("SELECT count(*), ifnull(max(id), 0) FROM journal").fetchone()
+
+    @functools.cached_property
+    def rows(self) -> int:
+        """How many names there are."""
+        return self._number("SELECT count(*) FROM sessions")
+
+    @functools.cached_property
+    def entries(self) -> int:
+        """How many journal entries there are."""
+        return self._number("SELECT count(*) FROM journal")
+
+    @functools.cached_property
+    def newest(self) -> int:
+        """Id of the last journal entry; 0 where there is none."""
+        return self._number("SELECT ifnull(max(id), 0) FROM journal")
+
+    def _number(self, query: str) -> int:
+        (number,) = self._connection.execute(query).fetchone()
+        return int(number)
 
     def ended(self) -> dict[str, int]:
         """How many names are closed, and how many expired."""
         query = "SELECT status, count(*) FROM sessions WHERE status <> 'open' GROUP BY status"
         return {"closed": 0, "expired": 0} | dict(self._connection.execute(query))
 
-    def sessions(self, names: Sequence[str] = ()) -> Iterator[Session | Problem]:
-        """What is kept of these names, or of all. Ends at a page that cannot be read."""
-        query = f"SELECT {_COLUMNS} FROM sessions"
+    def sessions(self, names: Collection[str] = ()) -> Iterator[Session | Problem]:
+        """What is kept of these names, or of all."""
+        query = f"SELECT {_COLUMNS}, id FROM sessions"
         try:
             if not names:
-                yield from map(self._session, self._connection.execute(f"{query} ORDER BY id"))
+                last = 0
+                try:
+                    for row in self._connection.execute(f"{query} ORDER BY id"):
+                        last = row[-1]
+                        yield self._session(row)
+                except sqlite3.DatabaseError:  # one by one then, of the names in their index
+                    names = [name for (name,) in self._connection.execute("SELECT name FROM sessions WHERE +id > ?", (last,))]
             for name in names:
-                yield from map(self._session, self._connection.execute(f"{query} WHERE name = ?", (name,)))
+                try:
+                    yield from map(self._session, self._connection.execute(f"{query} WHERE name = ?", (name,)))
+                except sqlite3.DatabaseError as problem:
+                    yield _of_session(name, f"cannot be read: {problem}")
         except sqlite3.DatabaseError as problem:
             yield Problem(f"The rows of the sessions cannot be read any further: {problem}.")
 
     def _session(self, row: tuple[Any, ...]) -> Session | Problem:
         name = str(row[0])
-
         saved = read_row(row)
         if saved is None:
             return _of_session(name, "does not match its checksum")
@@ -198,20 +224,25 @@ class Look:
         except sqlite3.DatabaseError as problem:
             yield Problem(f"The journal cannot be read any further: {problem}.")
 
-    def journal(self, names: Sequence[str] = ()) -> Journal:
+    def journal(self, names: Collection[str] = ()) -> Journal:
         """What the journal has of these names, or of all, that their rows do not include."""
         journal = Journal()
-        only, upto = set(names), dict[str, int | None]()
+        upto: dict[str, float | None] = {}
         for entry in self.journal_entries():
             if isinstance(entry, Problem):
                 journal.problems.append(entry)
-                continue
+                journal.clock = math.nan
+                break
             journal.clock = entry.now
-            for step in entry.steps if not journal.problems else ():
-                if only and step.name not in only:
+            for step in entry.steps:
+                if names and step.name not in names:
                     continue
                 if step.name not in upto:
-                    upto[step.name] = self._upto(step.name)
+                    try:
+                        upto[step.name] = self._upto(step.name)
+                    except sqlite3.DatabaseError as problem:
+                        journal.problems.append(_of_session(step.name, f"cannot be read: {problem}"))
+                        upto[step.name] = math.inf
                 included = upto[step.name]
                 if included is not None and entry.id <= included:
                     continue
@@ -224,31 +255,34 @@ class Look:
                     behind.producers[step.producer] = step.n
         return journal
 
-    def _upto(self, name: str) -> int | None:
+    def _upto(self, name: str) -> float | None:
         """The last journal entry that the row of a name includes; None where it has no row."""
         row = self._connection.execute("SELECT upto FROM sessions WHERE name = ?", (name,)).fetchone()
-        return row and int(row[0])
+        if row is None:
+            return None
+        return row[0] if isinstance(row[0], int) else math.inf  # that row is damaged
 
-    def problems(self, tell: Callable[[int], None]) -> Iterator[Problem]:
+    def problems(self, tell: Callable[[int, int | None], None]) -> Iterator[Problem]:
         """All damage that can be found.
 
         Args:
-            tell: called now and then, with how many of the rows and entries were looked at.
+            tell: called now and then, with how many rows and entries were looked at, and how many there are, if that is known.
         """
+        newest = total = None
         try:
             for (told,) in self._connection.execute("PRAGMA integrity_check"):
                 if told != "ok":
                     yield Problem(f"SQLite finds: {'; '.join(str(told).splitlines())}.")
+            newest, total = self.newest, self.rows + self.entries
         except sqlite3.DatabaseError as problem:
-            yield Problem(f"SQLite cannot read the file: {problem}.")
+            yield Problem(f"SQLite cannot read all of the file: {problem}.")
         for count, found in enumerate(itertools.chain(self.sessions(), self.journal_entries()), 1):
             if isinstance(found, Problem):
                 yield found
-            elif isinstance(found, Session) and found.saved.upto > self.newest:  # tokens to come would not count in a replay
-                yield _of_session(found.saved.name, f"includes journal entry {found.saved.upto}; the last is {self.newest}")
-            if not count % TOLD:
-                tell(count)
-        tell(self.rows + self.entries)
+            elif isinstance(found, Session) and newest is not None and found.saved.upto > newest:  # it would not be replayed
+                yield _of_session(found.saved.name, f"includes journal entry {found.saved.upto}; the last is {newest}")
+            if not count % TOLD or count == total:
+                tell(count, total)
 
 
 def _of_session(name: str, told: str) -> Problem:
@@ -277,7 +311,8 @@ def looking(path: str | Path) -> Iterator[Look]:
     """Look into a store, as it is at this moment, for as long as a `with` statement.
 
     No other connection of this process may have it open: whether a worker has it is seen by a lock on the file, and with its
-    descriptor all locks go that SQLite holds on that file for the whole process.
+    descriptor all locks go that SQLite holds on that file for the whole process. Where a log was left without its index, a copy of
+    the store is read, in a temporary folder.
 
     Raises:
         BadStore: there is none, it is of another format, or it cannot be read. At the end: no worker had it open, and yet
@@ -356,7 +391,7 @@ def _uri(path: Path, file: Path, in_use: bool, stack: contextlib.ExitStack) -> s
     """How SQLite reads all of it and leaves everything as it is."""
     log, index = _beside(file, "-wal"), _beside(file, "-shm")
     if not in_use and not (log.exists() and log.stat().st_size):  # as after a shutdown
-        return f"{file.as_uri()}?immutable=1"
+        return f"{file.as_uri()}?mode=ro&immutable=1"
     if log.exists() and index.exists():
         return f"{file.as_uri()}?mode=ro&readonly_shm=1"
     if in_use:

@@ -29,8 +29,8 @@ APPLICATION = int.from_bytes(b"rnns")
 RETRY_MS = 200  # what `store_error` asks for: disks do not recover faster
 CUT = 200  # journal entries that are dropped by one write: 20,000 at once take 76 ms
 LOADED = 64  # names of one query
-# Pages of the write-ahead log before SQLite moves them into the file, and everything waits for the disk: 2 MB, some 10 ms. The
-# mean is the same from 100 pages to 2,000 (0.1 ms a write of 5 kB); 1,000 pages have held everything up for 22 ms, 2,000 for 32.
+# Pages of the write-ahead log before SQLite moves them into the file, and everything waits for the disk: 2 MB, some 10 ms. On
+# average a write takes as long with 100 pages as with 2,000, but 1,000 have held everything up for 22 ms, and 2,000 for 32.
 CHECKPOINT_PAGES = 500
 LOG_BYTES = 16 << 20  # what the write-ahead log is cut to, after something kept it from being moved
 

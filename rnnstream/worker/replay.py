@@ -117,23 +117,18 @@ class Replay:
         names = {name for _, _, batches in chunk for batch in batches for name in batch.names}
         if self._only is None:
             self._bring(names - self._upto.keys())
-        waves = Waves(len(self._engine.table.names))
-        table = self._engine.table
-        opened_at: dict[int, float] = {}
+        table, waves = self._engine.table, Waves(len(self._engine.table.names))
         moved_at: dict[int, float] = {}
         for id, at, batches in chunk:
             for batch in batches:
-                for row in self._sort(batch, id, waves, now):
-                    if not table.live[row]:
-                        opened_at.setdefault(row, at)
-                    moved_at[row] = at
+                moved_at |= dict.fromkeys(self._sort(batch, id, waves, at), at)
         steps = waves.count
         while waves.count:
             wave = waves.take()
             self._make(wave, now)
             waves.done(wave)
         for row, at in moved_at.items():  # all steps of the chunk were made as if at its end
-            table.opened_at[row], table.moved_at[row] = opened_at.get(row, table.opened_at[row]), at
+            table.moved_at[row], table.opened_at[row] = at, min(at, table.opened_at[row])
         if self._only is None:
             self._keeper.replaying = 0
             self._keeper.make_room(now, chunk[-1][0])
@@ -141,34 +136,44 @@ class Replay:
 
     def _sort(self, batch: Batch, id: int, waves: Waves, now: float) -> list[int]:
         """Put steps into waves, as when they came; those that a row includes are passed over. The rows of the others."""
-        engine, table, upto = self._engine, self._engine.table, self._upto
-        places: dict[int, int] = {place: at for at, place in enumerate(batch.places)}
+        engine, table, rows, upto = self._engine, self._engine.table, self._engine.table.rows, self._upto
+        ordinary = engine.model.input.kind == "token" and engine.model.output.kind == "categorical"
+        numbered = {place: at for at, place in enumerate(batch.places)}
         body = Body(b"", len(batch.names), now)  # nobody waits for it
-        rows: list[int] = []
-        dense, plain = engine.model.input.kind == "dense", engine.model.output.kind == "categorical"
+        found: list[int] = []
         for place, (name, x) in enumerate(zip(batch.names, batch.xs, strict=True)):
             if id <= upto.get(name, id):
                 continue
-            row = self._intake.row_of(name)
-            rows.append(row)
-            waves.reach(row)
-            at = places.get(place)
-            producer, n, ack = (None, 0, None) if at is None else (batch.producers[at], batch.ns[at], batch.acks[at])
-            if not dense and plain and table.live[row] and place not in batch.wants:
-                if producer is None or ack is None:
-                    wave = waves.at(waves.waiting[row])
-                    wave.body_rows.append(row)
-                    wave.body_xs.append(x)
-                else:
-                    waves.at(waves.waiting[row]).numbered.append((row, x, producer, n, ack, body, place))
-                waves.waiting[row] += 1
-                waves.count += 1
+            row = rows.get(name)
+            if row is None:
+                row = self._intake.row_of(name)
+                waves.reach(row)
+            found.append(row)
+            at = numbered.get(place)
+            if at is None and not table.live[row]:
+                table.open(row, now)
+            if not ordinary or place in batch.wants or not table.live[row]:
+                waves.add(row, self._request(batch, place, at), body, place)
                 continue
-            want, surprisal = batch.wants.get(place, ("argmax" if producer is not None else "none", False))
-            x = np.frombuffer(x, "<f4").astype(np.float32) if dense else x
-            request = Request(session=name, x=x, want=want, surprisal=surprisal, producer=producer, n=n, ack=ack)
-            waves.add(row, request, body, place)
-        return rows
+            turn = waves.waiting[row]
+            wave = waves.at(turn)
+            if at is None:
+                wave.body_rows.append(row)
+                wave.body_xs.append(x)
+            else:
+                wave.numbered.append((row, x, batch.producers[at], batch.ns[at], batch.acks[at], body, place))
+            waves.waiting[row] = turn + 1
+            waves.count += 1
+        return found
+
+    def _request(self, batch: Batch, place: int, at: int | None) -> Request:
+        """The step at this place, whose numbering is at this one; without a number nobody can ask for its reply again."""
+        x = batch.xs[place]
+        request = Request(session=batch.names[place], x=np.frombuffer(x, "<f4") if isinstance(x, bytes) else x, want="none")
+        if at is not None:
+            request.producer, request.n, request.ack = batch.producers[at], batch.ns[at], batch.acks[at]
+            request.want, request.surprisal = batch.wants.get(place, ("argmax", False))
+        return request
 
     def _make(self, wave: Wave, now: float) -> None:
         """Run a wave of steps that have counted: their numbers count again, whatever is remembered."""
