@@ -14,8 +14,8 @@ import numpy as np
 from rnnstream.cli import options, out
 from rnnstream.engine.snapshot import encode
 from rnnstream.errors import BadStore
+from rnnstream.store.layout import FORMAT
 from rnnstream.store.look import Behind, Look, Problem, Session, looking
-from rnnstream.store.sqlite import FORMAT
 
 path = click.argument("path", type=click.Path())
 

@@ -1,29 +1,25 @@
-"""A look into a store file without a worker. Nothing is changed or created where it lies, and a running worker goes on."""
+"""A look into a store without a worker: what is in it, whether it is whole, and what its journal has beyond its rows."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import itertools
 import math
-import os
-import shutil
 import sqlite3
-import stat
-import tempfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rnnstream.errors import BadStore
 from rnnstream.store.interface import Saved
+from rnnstream.store.layout import entry_crc, read_meta, read_row
+from rnnstream.store.reading import Reading, reading
 from rnnstream.store.records import Batch, unpack_entry, unpack_producers
-from rnnstream.store.sqlite import entry_crc, read_meta, read_row
 
 Array = npt.NDArray[Any]
 
@@ -135,10 +131,10 @@ class Look:
         bytes, log_bytes: sizes of the file and of its write-ahead log.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, *, in_use: bool, size: int, log_size: int) -> None:
-        self.path, self.in_use, self.bytes, self.log_bytes = path, in_use, size, log_size
-        self._connection = connection
-        self.meta = meta = read_meta(connection, path)
+    def __init__(self, path: Path, found: Reading) -> None:
+        self.path, self.in_use, self.bytes, self.log_bytes = path, found.in_use, found.size, found.log_size
+        self._connection = found.connection
+        self.meta = meta = read_meta(found.connection, path)
         try:
             self.dtype, self.state_size = np.dtype(meta["dtype"]), int(meta["state_size"])
             np.isfinite(np.empty(0, self.dtype))  # of numbers, that is
@@ -308,96 +304,10 @@ def _steps(batch: Batch) -> Iterator[Step]:
 
 @contextlib.contextmanager
 def looking(path: str | Path) -> Iterator[Look]:
-    """Look into a store, as it is at this moment, for as long as a `with` statement.
-
-    No other connection of this process may have it open: whether a worker has it is seen by a lock on the file, and with its
-    descriptor all locks go that SQLite holds on that file for the whole process. Where a log was left without its index, a copy of
-    the store is read, in a temporary folder.
+    """Look into a store, as it is at this moment, for as long as a `with` statement; see `reading`.
 
     Raises:
-        BadStore: there is none, it is of another format, or it cannot be read. At the end: no worker had it open, and yet
-            it was changed meanwhile, so what was seen may be wrong.
+        BadStore: there is none, it is of another format, or it cannot be read, or was changed meanwhile by a new worker.
     """
-    path = Path(path)
-    with contextlib.ExitStack() as stack:
-        try:
-            file = _regular(path)
-            before = _stamps(file)
-            in_use = _locked(file)
-            uri = _uri(path, file, in_use, stack)
-        except OSError as problem:
-            raise BadStore(f"The store {path} cannot be read: {problem.strerror}.") from None
-        try:
-            connection = sqlite3.connect(uri, uri=True, isolation_level=None)
-            stack.callback(connection.close)
-            connection.text_factory = lambda data: data.decode(errors="replace")  # a damaged name is told, too
-            connection.execute("BEGIN")
-            yield Look(path, connection, in_use=in_use, size=before[0].size, log_size=before[1].size)
-        except sqlite3.Error as problem:
-            raise BadStore(f"The store {path} cannot be read: {problem}.") from None
-        finally:
-            if not in_use and _stamps(file) != before:  # nothing but the absence of a worker has kept it as it was
-                raise BadStore(f"The store {path} was changed while it was read, as by a worker that has begun; look again.")
-
-
-class _Stamp(NamedTuple):
-    """What tells of a file whether it was written; all 0 where there is none."""
-
-    inode: int = 0
-    size: int = 0
-    changed_ns: int = 0
-
-
-def _stamps(file: Path) -> tuple[_Stamp, _Stamp]:
-    """Of a store's file and its write-ahead log."""
-    stamps = []
-    for path in (file, _beside(file, "-wal")):
-        try:
-            status = path.stat()
-            stamps.append(_Stamp(status.st_ino, status.st_size, status.st_mtime_ns))
-        except FileNotFoundError:
-            stamps.append(_Stamp())
-    return stamps[0], stamps[1]
-
-
-def _beside(file: Path, ending: str) -> Path:
-    return file.with_name(file.name + ending)
-
-
-def _regular(path: Path) -> Path:
-    """The file that a path leads to, beside which SQLite keeps its log; something else would not come to an end."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise BadStore(f"{path} is no store of rnnstream: it is {what}.")
-    if not status.st_size:
-        raise BadStore(f"{path} is no store of rnnstream: it is empty.")
-    return path.resolve()
-
-
-def _locked(file: Path) -> bool:
-    """Whether a worker has it open."""
-    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def _uri(path: Path, file: Path, in_use: bool, stack: contextlib.ExitStack) -> str:
-    """How SQLite reads all of it and leaves everything as it is."""
-    log, index = _beside(file, "-wal"), _beside(file, "-shm")
-    if not in_use and not (log.exists() and log.stat().st_size):  # as after a shutdown
-        return f"{file.as_uri()}?mode=ro&immutable=1"
-    if log.exists() and index.exists():
-        return f"{file.as_uri()}?mode=ro&readonly_shm=1"
-    if in_use:
-        raise BadStore(f"A worker begins or ends with the store {path} just now; look again.")
-    # SQLite does not read a log without its index, and may not make one there.
-    copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rnnstream-"))) / "store"
-    shutil.copyfile(file, copy)
-    shutil.copyfile(log, _beside(copy, "-wal"))
-    return copy.as_uri()
+    with reading(Path(path)) as found:
+        yield Look(Path(path), found)

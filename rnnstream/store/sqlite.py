@@ -1,12 +1,6 @@
-"""A store in one SQLite file, which its users can open and read.
+"""A store in one SQLite file, which its users can open and read; `rnnstream.store.layout` says what is in it.
 
-::
-
-    meta      key, value: the model's digest and name, dtype and state_size, numerics
-    sessions  a row for each name: see `Saved`; crc is the CRC-32 of the other columns
-    journal   id, entry, crc: see `rnnstream.store.records`
-
-`PRAGMA user_version` is the format's version. A worker holds an flock on the file; others may read meanwhile.
+A worker holds an flock on the file; others may read meanwhile.
 """
 
 from __future__ import annotations
@@ -15,49 +9,29 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-import struct
-import zlib
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rnnstream.errors import BadStore, StoreError
 from rnnstream.store.interface import Identity, Opened, Saved, Store, Write
+from rnnstream.store.layout import APPLICATION, COLUMNS, FORMAT, SCHEMA, entry_crc, meta_of, read_meta, read_row, row_of
 
-FORMAT = 1
-APPLICATION = int.from_bytes(b"rnns")
 RETRY_MS = 200  # what `store_error` asks for: disks do not recover faster
 CUT = 200  # journal entries that are dropped by one write: 20,000 at once take 76 ms
+LOCK_TRIES, LOCK_S = 20, 0.005  # to take hold of the file, which somebody may be looking at for a moment
 LOADED = 64  # names of one query
 # Pages of the write-ahead log before SQLite moves them into the file, and everything waits for the disk: 2 MB, some 10 ms. On
 # average a write takes as long with 100 pages as with 2,000, but 1,000 have held everything up for 22 ms, and 2,000 for 32.
 CHECKPOINT_PAGES = 500
 LOG_BYTES = 16 << 20  # what the write-ahead log is cut to, after something kept it from being moved
 
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE sessions (
-    id INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE,
-    status TEXT NOT NULL,
-    upto INTEGER NOT NULL,
-    t INTEGER NOT NULL,
-    opened_at REAL NOT NULL,
-    moved_at REAL NOT NULL,
-    crc INTEGER NOT NULL,
-    producers BLOB NOT NULL,
-    state BLOB NOT NULL
-);
-CREATE INDEX ended ON sessions (upto) WHERE status <> 'open';
-CREATE TABLE journal (id INTEGER PRIMARY KEY, crc INTEGER NOT NULL, entry BLOB NOT NULL);
-"""
-_COLUMNS = "name, status, upto, t, opened_at, moved_at, producers, state, crc"
-_SAVE = f"""INSERT INTO sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET
+_SAVE = f"""INSERT INTO sessions ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET
     status = excluded.status, upto = excluded.upto, t = excluded.t, opened_at = excluded.opened_at,
     moved_at = excluded.moved_at, producers = excluded.producers, state = excluded.state, crc = excluded.crc"""
-_LOAD = f"SELECT {_COLUMNS} FROM sessions WHERE name IN ({', '.join('?' * LOADED)})"
+_LOAD = f"SELECT {COLUMNS} FROM sessions WHERE name IN ({', '.join('?' * LOADED)})"
 _ENTRIES = f"SELECT id, crc, entry FROM journal WHERE id > ? AND id <= ? ORDER BY id LIMIT {CUT}"
-_NUMBERS = struct.Struct("<qqdd")
 
 Durability = Literal["process", "power"]
 
@@ -83,33 +57,36 @@ class SQLiteStore(Store):
         except OSError as problem:
             raise BadStore(f"The store {self.path} cannot be opened: {problem.strerror}.") from None
         try:
+            for tries_left in reversed(range(LOCK_TRIES)):
+                try:
+                    fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not tries_left:
+                        raise BadStore(f"The store {self.path} is in use by another worker.") from None
+                time.sleep(LOCK_S)
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BadStore(f"The store {self.path} is in use by another worker.") from None
-            new = os.fstat(self._lock).st_size == 0
-            try:
-                return self._opened(identity, new)
+                return self._opened(identity)
             except sqlite3.Error as problem:
                 raise BadStore(f"The store {self.path} cannot be used: {problem}.") from None
         except BaseException:
             self.close()
             raise
 
-    def _opened(self, identity: Identity, new: bool) -> Opened:
+    def _opened(self, identity: Identity) -> Opened:
         connection = self._connect()
-        if new:
+        if _is_new(connection):
             connection.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA.strip().rstrip(";").split(";"):
+            for statement in SCHEMA.strip().rstrip(";").split(";"):
                 connection.execute(statement)
-            connection.executemany("INSERT INTO meta VALUES (?, ?)", _meta(identity).items())
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", meta_of(identity).items())
             connection.execute(f"PRAGMA application_id = {APPLICATION}")
             connection.execute(f"PRAGMA user_version = {FORMAT}")
             connection.execute("COMMIT")
             sync_directory(self.path.parent)  # SQLite does so for its log alone: it found the file there
             return Opened(identity.numerics, 0)
         meta = read_meta(connection, self.path)
-        here = _meta(identity)
+        here = meta_of(identity)
         if meta["digest"] != here["digest"]:
             raise BadStore(
                 f"The store {self.path} keeps the sessions of another model: {meta['name'] or 'digest'} {meta['digest']:.16}, "
@@ -131,6 +108,7 @@ class SQLiteStore(Store):
     def _connect(self) -> sqlite3.Connection:
         # By one thread at a time, though not always by the one that opened it.
         connection = sqlite3.connect(self.path, timeout=0.01, isolation_level=None, check_same_thread=False)
+        connection.text_factory = lambda data: data.decode(errors="replace")  # damaged text: its checksum tells
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             # In this mode, NORMAL means an fsync where the log is moved into the file; without that, a loss of power could
@@ -168,14 +146,14 @@ class SQLiteStore(Store):
                 "INSERT INTO journal VALUES (?, ?, ?)", (write.id, entry_crc(write.id, write.entry), write.entry)
             )
             if write.saved:
-                connection.executemany(_SAVE, map(_row, write.saved))
+                connection.executemany(_SAVE, map(row_of, write.saved))
             if write.forgotten:
                 connection.executemany("DELETE FROM sessions WHERE name = ?", [(name,) for name in write.forgotten])
             (oldest,) = connection.execute("SELECT min(id) FROM journal").fetchone()
             needed = min(write.needed, write.id)  # the newest stays, for the next ids go on from it
             if needed > oldest:
-                oldest = needed if write.last else min(needed, oldest + CUT)
-                connection.execute("DELETE FROM journal WHERE id < ?", (oldest,))
+                connection.execute("DELETE FROM journal WHERE id < ?", (needed if write.last else min(needed, oldest + CUT),))
+                (oldest,) = connection.execute("SELECT min(id) FROM journal").fetchone()
             connection.execute("COMMIT")
             return oldest
         except sqlite3.Error as problem:
@@ -187,7 +165,7 @@ class SQLiteStore(Store):
             with contextlib.suppress(sqlite3.Error):
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
-            if problem.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY):
+            if _code(problem) not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY):
                 with contextlib.suppress(sqlite3.Error):
                     self._connection.close()
                 self._connection = None
@@ -214,7 +192,7 @@ class SQLiteStore(Store):
     def tombstones(self) -> Iterator[Saved]:
         """See `Store.tombstones`."""
         try:
-            for row in self._open.execute(f"SELECT {_COLUMNS} FROM sessions WHERE status <> 'open' ORDER BY upto"):
+            for row in self._open.execute(f"SELECT {COLUMNS} FROM sessions WHERE status <> 'open' ORDER BY upto"):
                 saved = read_row(row)
                 if saved is None:
                     raise BadStore(f"The store {self.path} is damaged: the row of {row[0]!r:.100} does not match its checksum.")
@@ -233,7 +211,7 @@ class SQLiteStore(Store):
                         raise BadStore(f"The store {self.path} is damaged: journal entry {after} does not match its checksum.")
                     yield after, entry
         except sqlite3.DatabaseError as problem:
-            if problem.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            if _code(problem) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise BadStore(f"The store {self.path} is damaged: {problem}.") from None
             raise self._failed(problem, "read") from None
 
@@ -248,54 +226,16 @@ class SQLiteStore(Store):
         return found, rows[-1][0] if len(rows) == scan else None
 
 
-def _meta(identity: Identity) -> dict[str, str]:
-    return {
-        "digest": identity.digest,
-        "name": identity.name,
-        "dtype": identity.dtype,
-        "state_size": str(identity.state_size),
-        "numerics": identity.numerics,
-    }
+def _code(problem: sqlite3.Error) -> int:
+    """SQLite's error code without its details; `SQLITE_CORRUPT` where Python's module found what is wrong."""
+    return getattr(problem, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
 
 
-def read_meta(connection: sqlite3.Connection, path: Path) -> dict[str, str]:
-    """The table meta of a file that is such a store.
-
-    Raises:
-        BadStore: it is not, or its format is another one.
-    """
-    try:
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if application != APPLICATION:
-            raise BadStore(f"{path} is an SQLite file, but no store of rnnstream.")
-        if version != FORMAT:
-            raise BadStore(f"The store {path} has the format version {version}; this version of rnnstream reads {FORMAT}.")
-        meta = dict(connection.execute("SELECT key, value FROM meta"))
-    except sqlite3.DatabaseError as problem:
-        raise BadStore(f"{path} is no store of rnnstream, or damaged: {problem}.") from None
-    missing = _meta(Identity("", "", "", 0, "")).keys() - meta.keys()
-    if missing:
-        raise BadStore(f"The store {path} is damaged: meta lacks {', '.join(sorted(missing))}.")
-    return meta
-
-
-def _row(saved: Saved) -> tuple[Any, ...]:
-    row = (saved.name, saved.status, saved.upto, saved.t, saved.opened_at, saved.moved_at, saved.producers, saved.state)
-    return (*row, _crc(*row))
-
-
-def _crc(name: str, status: str, upto: int, t: int, opened_at: float, moved_at: float, producers: bytes, state: bytes) -> int:
-    numbers = _NUMBERS.pack(upto, t, opened_at, moved_at)
-    return zlib.crc32(state, zlib.crc32(producers, zlib.crc32(f"{name}\0{status}".encode(), zlib.crc32(numbers))))
-
-
-def read_row(row: tuple[Any, ...]) -> Saved | None:
-    """What is kept of a name, from a row as the columns of a session; None if it does not match its checksum."""
-    try:
-        return Saved(*row[:8]) if _crc(*row[:8]) == row[8] else None
-    except (TypeError, AttributeError, struct.error, UnicodeError):  # of another type: it was not written by a worker
-        return None
+def _is_new(connection: sqlite3.Connection) -> bool:
+    """Whether nothing was ever put into a file; a worker may have been killed before its first transaction."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return not application and not tables
 
 
 def sync_directory(path: Path) -> None:
@@ -305,8 +245,3 @@ def sync_directory(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
-
-
-def entry_crc(id: int, entry: bytes) -> int:
-    """The checksum of a journal entry."""
-    return zlib.crc32(entry, id & 0xFFFFFFFF)
