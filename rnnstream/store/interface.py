@@ -45,7 +45,8 @@ class Write:
         entry: the journal entry; every write has one, with no steps in it if there were none.
         saved: rows that replace what was kept of their names.
         forgotten: names of which nothing is kept any longer.
-        needed: the oldest journal entry that is still needed. The store drops what is before it, a bounded number at a time.
+        needed: the oldest journal entry that is still needed. The store drops what is before it, sooner or later and a bounded
+            number at a time.
         last: nobody waits for what comes after this write: all that is not needed may be dropped at once.
     """
 

@@ -34,14 +34,17 @@ class Arrears:
 
     def __init__(self) -> None:
         self.work = 0
-        self._since = np.zeros(64, np.int64)  # by row: id of the first journal entry that is not saved; 0: all is
+        self._since = np.zeros(0, np.int64)  # by row: id of the first journal entry that is not saved; 0: all is
         self._parts: deque[Part] = deque()
 
+    def reach(self, rows: int) -> None:
+        """Have places for so many rows."""
+        if rows > len(self._since):
+            self._since = np.concatenate((self._since, np.zeros(rows - len(self._since), np.int64)))
+
     def mark(self, rows: Array, id: int) -> None:
-        """The sessions of these rows move in the journal entry `id`, which is no older than those before."""
+        """The sessions of these rows, for which there are places, move in the journal entry `id`: none before was newer."""
         since = self._since
-        if len(rows) and (most := int(rows.max())) >= len(since):
-            self._since = since = np.concatenate((since, np.zeros(max(len(since), most + 1), np.int64)))
         new = rows[since[rows] == 0]
         if len(new):
             since[new] = id

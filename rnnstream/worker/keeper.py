@@ -92,6 +92,7 @@ class Keeper:
         if not self._engine.model.exact and not self.replaying:  # it could come out otherwise: the states themselves are kept
             self.changed(*batch.names)
             return
+        self._arrears.reach(len(self._engine.table.t))
         self._arrears.mark(rows, self.replaying or self._id)
         self._arrears.work += len(rows) + WAVE_TOKENS
         if not self.replaying:
@@ -258,11 +259,11 @@ class Keeper:
         self._try_again(now)
         if self._lost:
             self._put_together()
-        copies = [request.to for _, request, *_ in wave.others if request.to and request.to not in self._engine.table.rows]
-        names = self.residence.wanted() + copies
-        if names:
-            self.bring(names, now)
-        self.residence.absent.clear()
+        residence, rows = self.residence, self._engine.table.rows
+        copies = [request.to for _, request, *_ in wave.others if request.to and request.to not in rows]
+        if residence.absent or copies:
+            self.bring(residence.wanted() + copies, now)
+            residence.absent.clear()
 
     def bring(self, names: list[str], now: float) -> None:
         """Have what the store has of these names: sessions, tombstones; those long idle expire.

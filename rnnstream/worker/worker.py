@@ -34,7 +34,7 @@ log = logging.getLogger("rnnstream.worker")
 DEFAULT_BIND = "tcp://127.0.0.1:5555"
 UNBOUNDED = 1 << 62  # sessions
 # How long a reply waits for those of the next waves, where more wait, so that one write keeps them all: some writes' length.
-HOLD_S = {"process": 0.25e-3, "power": 2e-3}
+HOLD_S = {"process": 0.5e-3, "power": 2e-3}
 
 
 def limits_for(model: StepModel) -> Limits:
