@@ -223,6 +223,10 @@ class Numbering:
             self._release(mine)
             del known[producer]
             mine = None
+        if mine is None and len(known) >= self.producers:  # somebody had been silent for long enough
+            quietest, silent = _quietest(known)
+            self._release(silent)
+            del known[quietest]
         mine = mine or self._enrol(known, producer, now)
         mine.last, mine.heard_at = n - 1, now
 

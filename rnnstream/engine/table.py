@@ -11,6 +11,7 @@ Sessions may be kept elsewhere too: `evict` and `place` are for whoever keeps th
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -76,6 +77,8 @@ class Table:
         self.moved_at = np.empty(0)
         self._due: list[int] = []  # rows that have been idle for too long, when they were looked at last
         self._sweep_at = 0.0  # no session can have been idle for too long before
+        self._sweep_free = 0.0  # nor is anybody looked for before
+        self._idle_s = math.inf
 
     def take(self, name: str) -> int:
         """The row of this name; a free one, cleared and not open, if it has none yet.
@@ -186,6 +189,7 @@ class Table:
         self.opened_at[row], self.moved_at[row] = opened_at, moved_at
         self.producers[row] = producers or None
         self.numbering.adopt(producers)
+        self._sweep_at = min(self._sweep_at, max(moved_at + self._idle_s, self._sweep_free))
 
     def bury(self, name: str, why: Literal["closed", "expired"], producers: Producers) -> None:
         """A tombstone that was kept elsewhere comes back."""
@@ -239,12 +243,14 @@ class Table:
         Returns:
             Their names.
         """
+        self._idle_s = idle_s
         if not self._due and now >= self._sweep_at:
             rows = np.frombuffer(self.live, np.uint8).nonzero()[0]
             moved_at = self.moved_at[rows]
             idle = moved_at < now - idle_s
             self._due = rows[idle][::-1].tolist()
-            self._sweep_at = max(float(moved_at[~idle].min(initial=now)) + idle_s, now + SWEEP_S * len(self.names))
+            self._sweep_free = now + SWEEP_S * len(self.names)
+            self._sweep_at = max(float(moved_at[~idle].min(initial=now)) + idle_s, self._sweep_free)
         expired: list[str] = []
         while self._due and len(expired) != most:
             row = self._due.pop()

@@ -67,7 +67,7 @@ def read_meta(connection: sqlite3.Connection, path: Path) -> dict[str, str]:
             raise BadStore(f"{path} is an SQLite file, but no store of rnnstream.")
         if version != FORMAT:
             raise BadStore(f"The store {path} has the format version {version}; this version of rnnstream reads {FORMAT}.")
-        meta = dict(connection.execute("SELECT key, value FROM meta"))
+        meta = dict(connection.execute("SELECT key, CAST(value AS TEXT) FROM meta"))
     except sqlite3.DatabaseError as problem:
         raise BadStore(f"{path} is no store of rnnstream, or damaged: {problem}.") from None
     missing = meta_of(Identity("", "", "", 0, "")).keys() - meta.keys()
@@ -97,4 +97,4 @@ def read_row(row: tuple[Any, ...]) -> Saved | None:
 
 def entry_crc(id: int, entry: bytes) -> int:
     """The checksum of a journal entry."""
-    return zlib.crc32(entry, id & 0xFFFFFFFF)
+    return zlib.crc32(entry, zlib.crc32(id.to_bytes(8, "little", signed=True)))

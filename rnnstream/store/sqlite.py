@@ -35,6 +35,8 @@ _INSERT = "INSERT INTO journal VALUES (?, ?, ?)"
 _DELETE = "DELETE FROM sessions WHERE name = ?"
 _ENTRIES = f"SELECT id, crc, entry FROM journal WHERE id > ? AND id <= ? ORDER BY id LIMIT {CUT}"
 
+_held: set[tuple[int, int]] = set()  # files, by device and inode, that this process has open as stores
+
 Durability = Literal["process", "power"]
 
 
@@ -50,11 +52,15 @@ class SQLiteStore(Store):
     def __init__(self, path: str | Path, durability: Durability = "process") -> None:
         self.path, self.durability = Path(path), str(durability)
         self._lock = -1
+        self._holds: tuple[int, int] | None = None
         self._connection: sqlite3.Connection | None = None
         self._oldest = 0  # id of the oldest journal entry; 0 where there is none
 
     def open(self, identity: Identity) -> Opened:
         """See `Store.open`."""
+        with contextlib.suppress(OSError):  # to close a second descriptor would give SQLite's locks up
+            if self._lock >= 0 or _file(os.stat(self.path)) in _held:
+                raise BadStore(f"The store {self.path} is in use by another worker of this process.")
         try:
             self._lock = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as problem:
@@ -68,9 +74,11 @@ class SQLiteStore(Store):
                     if not tries_left:
                         raise BadStore(f"The store {self.path} is in use by another worker.") from None
                 time.sleep(LOCK_S)
+            self._holds = _file(os.fstat(self._lock))
+            _held.add(self._holds)
             try:
                 return self._opened(identity)
-            except sqlite3.Error as problem:
+            except (sqlite3.Error, UnicodeDecodeError, OSError) as problem:
                 raise BadStore(f"The store {self.path} cannot be used: {problem}.") from None
         except BaseException:
             self.close()
@@ -101,19 +109,21 @@ class SQLiteStore(Store):
                 f"The store {self.path} keeps states of {meta['state_size']} numbers of type {meta['dtype']}; this model's "
                 f"have {identity.state_size} of type {identity.dtype}."
             )
-        connection.execute("UPDATE meta SET value = ? WHERE key = 'numerics'", (identity.numerics,))
         (rows,) = connection.execute("SELECT count(*) FROM sessions").fetchone()
         (ended,) = connection.execute("SELECT count(*) FROM sessions WHERE status <> 'open'").fetchone()
         self._oldest, last = connection.execute("SELECT ifnull(min(id), 0), max(id) FROM journal").fetchone()
         if rows and last is None:
             raise BadStore(f"The store {self.path} is damaged: it has sessions, and no journal.")
+        connection.execute("UPDATE meta SET value = ? WHERE key = 'numerics'", (identity.numerics,))
         return Opened(meta["numerics"], rows - ended, last or 0)
 
     def _connect(self) -> sqlite3.Connection:
         # By one thread at a time, though not always by the one that opened it.
-        connection = sqlite3.connect(self.path, timeout=0.01, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self.path.absolute(), timeout=0.01, isolation_level=None, check_same_thread=False)
         connection.text_factory = lambda data: data.decode(errors="replace")  # damaged text: its checksum tells
         try:
+            if not _is_new(connection):
+                read_meta(connection, self.path)  # before anything is changed in what may be another program's
             connection.execute("PRAGMA journal_mode = WAL")
             # In this mode, NORMAL means an fsync where the log is moved into the file; without that, a loss of power could
             # spoil the file. FULL means one for each write too.
@@ -129,6 +139,7 @@ class SQLiteStore(Store):
     @property
     def _open(self) -> sqlite3.Connection:
         """The connection; a new one after an error that the last one may not get over."""
+        assert self._lock >= 0, "the store is not open"
         return self._connection or self._connect()
 
     def close(self) -> None:
@@ -137,6 +148,9 @@ class SQLiteStore(Store):
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
+        if self._holds is not None:
+            _held.discard(self._holds)
+            self._holds = None
         if self._lock >= 0:
             os.close(self._lock)  # behind the connection: closing any descriptor of the file gives SQLite's own locks up
             self._lock = -1
@@ -165,6 +179,10 @@ class SQLiteStore(Store):
             return oldest
         except sqlite3.Error as problem:
             raise self._failed(problem, "kept") from None
+        except BaseException:  # Ctrl-C, for instance
+            if self._connection is not None and self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
 
     def _failed(self, problem: sqlite3.Error, what: str) -> StoreError:
         """The error to be told; what was begun is rolled back."""
@@ -211,12 +229,16 @@ class SQLiteStore(Store):
         """See `Store.journal`."""
         try:
             (last,) = self._open.execute("SELECT max(id) FROM journal").fetchone()
+            (count,) = self._open.execute("SELECT count(*) FROM journal").fetchone()  # by pages, not by ids
             after = 0
             while rows := self._open.execute(_ENTRIES, (after, last)).fetchall():
                 for after, crc, entry in rows:
                     if not isinstance(entry, bytes) or crc != entry_crc(after, entry):
                         raise BadStore(f"The store {self.path} is damaged: journal entry {after} does not match its checksum.")
                     yield after, entry
+                    count -= 1
+            if count > 0:
+                raise BadStore(f"The store {self.path} is damaged: its journal lacks {count} entries behind {after}.")
         except sqlite3.DatabaseError as problem:
             if _code(problem) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise BadStore(f"The store {self.path} is damaged: {problem}.") from None
@@ -231,6 +253,10 @@ class SQLiteStore(Store):
             raise self._failed(problem, "read") from None
         found = [(id, name, moved_at) for id, name, moved_at, status in rows if status == "open"]
         return found, rows[-1][0] if len(rows) == scan else None
+
+
+def _file(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_dev, stat.st_ino
 
 
 def _code(problem: sqlite3.Error) -> int:

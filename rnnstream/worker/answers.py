@@ -160,7 +160,7 @@ class Answers:
                 self._rehearsed = True
             return {"ok": True, "worker": self._worker}
         if request.op == "sessions":
-            page = engine.page if self._keeper is None else self._keeper.residence.page
+            page = engine.page if self._keeper is None else self._keeper.page
             names, following, looked_at = page(request.prefix, request.after, request.limit, max(1, self._scan))
             self._scan -= looked_at
             return {"sessions": names} | ({} if following is None else {"next": following})

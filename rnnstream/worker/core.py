@@ -201,7 +201,9 @@ class Core:
     def check(self) -> None:
         """Assert what always holds between calls of `handle`."""
         self.engine.check()
-        self._intake.check()
         self._peeks.check()
+        if self._group:  # whose replies are still held
+            return
+        self._intake.check()
         if self._keeper is not None:
             self._keeper.check()

@@ -29,6 +29,7 @@ JOURNAL_TOKENS = 200_000
 WAVE_TOKENS = 10
 SLICE = 32  # sessions that a write saves at most, beside twice as many as it has tokens: the journal shrinks, nobody waits
 FORGOTTEN = 200  # rows that a write deletes at most
+LATER_MS = 200  # when to ask again for what is not put together yet
 RETRY_S = 0.05  # between two tries when the store has failed
 REBUILDING = -1  # while sessions that were dropped are put together again
 
@@ -92,6 +93,9 @@ class Keeper:
         if not self._engine.model.exact and not self.replaying:  # it could come out otherwise: the states themselves are kept
             self.changed(*batch.names)
             return
+        if self._forgetting or self._engine.table.forgotten:  # a row of that name may still be there, as a tombstone's
+            gone = self._forgetting.keys() | (self._engine.table.forgotten or ())
+            self.changed(*[name for name in batch.names if name in gone])
         self._arrears.reach(len(self._engine.table.t))
         self._arrears.mark(rows, self.replaying or self._id)
         self._arrears.work += len(rows) + WAVE_TOKENS
@@ -182,6 +186,7 @@ class Keeper:
         self._kept_open = table.open_count + table.absent
         for row in saved:
             if row.status == "open":
+                self._forgetting.pop(row.name, None)
                 self.residence.has_row.add(row.name)
                 self._arrears.settle(table.rows[row.name])
             else:
@@ -284,6 +289,8 @@ class Keeper:
 
     def sweep(self, now: float, idle_s: float) -> None:
         """Let some stored sessions expire that have been idle for too long."""
+        if self._lost:  # whose rows may be behind
+            return
         try:
             self.bring(self.residence.idle(now, idle_s), now)
         except StoreError as error:
@@ -306,6 +313,16 @@ class Keeper:
         self._lost = set()
 
     # -- what is told
+
+    def page(self, prefix: str, after: int, limit: int, scan: int) -> tuple[list[str], int | None, int]:
+        """Names of open sessions, those in the store too; see `Residence.page`.
+
+        Raises:
+            StoreError: the store cannot be read, or has failed, and not all is put together again.
+        """
+        if self._lost:
+            raise StoreError(f"The store has failed; ask again in {LATER_MS} ms.", retry_after_ms=LATER_MS)
+        return self.residence.page(prefix, after, limit, scan)
 
     def hello(self) -> dict[str, Any]:
         """What `hello` says of the store."""

@@ -96,16 +96,20 @@ class Replay:
         return steps, now
 
     def _bring(self, names: set[str]) -> None:
-        """What the store has of names that are new to this replay."""
+        """What the store has of names that are new to this replay.
+
+        Raises:
+            BadStore: one of them is damaged, and a worker begins; a later one goes on without.
+        """
         residence, table = self._keeper.residence, self._engine.table
         found = residence.bring(names)
         for saved in found.values():
             if saved.status != "open" and saved.name not in table.tombstones:
                 table.bury(saved.name, saved.status, unpacked(saved.producers))
-        self._upto |= dict.fromkeys(names, 0) | {name: saved.upto for name, saved in found.items()}
-        damaged = sorted(names & residence.damaged)
-        if damaged:
-            raise BadStore(f"The store is damaged: the row of session {damaged[0]} does not match its checksum.")
+        damaged = names & residence.damaged
+        if damaged and self._only is None:
+            raise BadStore(f"The store is damaged: the row of session {min(damaged)} does not match its checksum.")
+        self._upto |= dict.fromkeys(names - damaged, 0) | {name: saved.upto for name, saved in found.items()}
 
     def _apply(self, chunk: list[Entry]) -> int:
         """Make the steps of some entries."""
@@ -132,6 +136,7 @@ class Replay:
         if self._only is None:
             self._keeper.replaying = 0
             self._keeper.make_room(now, chunk[-1][0])
+            self._upto = {name: upto for name, upto in self._upto.items() if name in table.rows}  # who has left comes again
         return steps
 
     def _sort(self, batch: Batch, id: int, waves: Waves, now: float) -> list[int]:
@@ -150,7 +155,7 @@ class Replay:
                 waves.reach(row)
             found.append(row)
             at = numbered.get(place)
-            if at is None and not table.live[row]:
+            if at is None and not table.live[row] and not waves.waiting[row]:
                 table.open(row, now)
             if not ordinary or place in batch.wants or not table.live[row]:
                 waves.add(row, self._request(batch, place, at), body, place)

@@ -41,13 +41,21 @@ class Driver:
         bodies = [body if isinstance(body, bytes | memoryview) else pack(body) for _, body in arrivals]
         for address, _ in arrivals:
             self.unanswered[routing_id(address)].append(address)
-        out = self.core.handle([address for address, _ in arrivals], bodies, float(self.calls))
+        out = self.core.handle([address for address, _ in arrivals], bodies, self.clock())
         self.calls += 1
         for address, body in out:
             assert self.unanswered[routing_id(address)].popleft() == address  # bodies of a connection leave in their order
             self.replies[address].append(decode(body))
-        self.core.check()
+        self.check()
         return out
+
+    def clock(self) -> float:
+        """When the next call happens."""
+        return float(self.calls)
+
+    def check(self) -> None:
+        """What always holds after a call."""
+        self.core.check()
 
     def finish(self, most: int = 100_000) -> None:
         """Call until nothing waits."""
