@@ -153,7 +153,7 @@ class Turns(Rows):
         if tombstone is None:
             told = "is not open, and not among the names closed of late"
             return UnknownSession(f"The session {session} {told}; open or reset opens it.", why="never")
-        told = "was closed" if tombstone.why == "closed" else f"expired: it had been idle for {self.idle_timeout_s:g} s"
+        told = "was closed" if tombstone.why == "closed" else "expired: it had been idle for too long"
         return UnknownSession(f"The session {session} {told}; open or reset starts it anew.", why=tombstone.why)
 
     def spoiled(self, session: str, peek: Peek) -> RequestError:

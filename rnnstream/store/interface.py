@@ -47,7 +47,8 @@ class Write:
         forgotten: names of which nothing is kept any longer.
         needed: the oldest journal entry that is still needed. The store drops what is before it, sooner or later and a bounded
             number at a time.
-        last: nobody waits for what comes after this write: all that is not needed may be dropped at once.
+        last: all sessions are saved, and nobody waits for what comes after this write: all that is not needed may be dropped at
+            once, and the numerics of this worker take the place of those that were found.
     """
 
     id: int
@@ -82,7 +83,7 @@ class Opened:
     """What was found in a store.
 
     Attributes:
-        numerics: of the worker that wrote to it last.
+        numerics: of the worker on whose kernels the journal was written; see `Write.last`.
         sessions: how many are open.
         last: id of the last journal entry; 0 in a new store.
     """
@@ -121,8 +122,11 @@ class Store(ABC):
         Returns:
             Id of the oldest journal entry that there still is.
 
+        May be called while `journal` is being gone through, which then goes on with what there was before.
+
         Raises:
-            StoreError: nothing was changed.
+            StoreError: nothing was changed; or it is not known, as after an fsync that failed: then this write is kept as a
+                whole, or not at all, and its id is not used again.
         """
 
     @abstractmethod

@@ -17,14 +17,13 @@ import numpy.typing as npt
 
 from rnnstream.errors import BadStore
 from rnnstream.store.interface import Saved
-from rnnstream.store.layout import entry_crc, read_meta, read_row
+from rnnstream.store.layout import COLUMNS, entry_crc, read_meta, read_row
 from rnnstream.store.reading import Reading, reading
 from rnnstream.store.records import Batch, unpack_entry, unpack_producers
 
 Array = npt.NDArray[Any]
 
 TOLD = 1000  # rows and entries between two calls that tell how far a check is
-_COLUMNS = "name, status, upto, t, opened_at, moved_at, producers, state, crc"  # what `read_row` takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +167,7 @@ class Look:
 
     def sessions(self, names: Collection[str] = ()) -> Iterator[Session | Problem]:
         """What is kept of these names, or of all."""
-        query = f"SELECT {_COLUMNS}, id FROM sessions"
+        query = f"SELECT {COLUMNS}, id FROM sessions"
         try:
             if not names:
                 last = 0
@@ -229,7 +228,7 @@ class Look:
                 journal.problems.append(entry)
                 journal.clock = math.nan
                 break
-            journal.clock = entry.now
+            journal.clock = entry.now if math.isnan(journal.clock) else max(entry.now, journal.clock)
             for step in entry.steps:
                 if names and step.name not in names:
                     continue

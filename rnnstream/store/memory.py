@@ -20,6 +20,7 @@ class MemoryStore(Store):
         self._rows: dict[str, tuple[int, Saved]] = {}  # by name, with a number that stays
         self._journal: dict[int, bytes] = {}
         self._count = 0
+        self._numerics = ""  # of the worker that has it open
 
     def open(self, identity: Identity) -> Opened:
         """See `Store.open`."""
@@ -28,7 +29,7 @@ class MemoryStore(Store):
         before = self._identity or identity
         if replace(before, numerics="", name="") != replace(identity, numerics="", name=""):
             raise BadStore(f"The store keeps the sessions of another model, {before.name or before.digest}.")
-        self._identity, self._used = identity, True
+        self._identity, self._used, self._numerics = before, True, identity.numerics
         sessions = sum(saved.status == "open" for _, saved in self._rows.values())
         return Opened(before.numerics, sessions, max(self._journal, default=0))
 
@@ -38,7 +39,10 @@ class MemoryStore(Store):
 
     def write(self, write: Write) -> int:
         """See `Store.write`."""
+        assert self._identity is not None
         self._journal[write.id] = write.entry
+        if write.last:
+            self._identity = replace(self._identity, numerics=self._numerics)
         for saved in write.saved:
             known = self._rows.get(saved.name)
             if known is None:

@@ -18,6 +18,7 @@ from rnnstream.errors import BadStore, StoreError
 from rnnstream.store.interface import Identity, Opened, Saved, Store, Write
 from rnnstream.store.layout import APPLICATION, COLUMNS, FORMAT, SCHEMA, entry_crc, meta_of, read_meta, read_row, row_of
 
+REOPEN = 20  # failures in a row after which a new connection is tried
 RETRY_MS = 200  # what `store_error` asks for: disks do not recover faster
 CUT = 200  # journal entries that are dropped at a time, once there are as many: 20,000 at once take 76 ms
 LOCK_TRIES, LOCK_S = 20, 0.005  # to take hold of the file, which somebody may be looking at for a moment
@@ -55,6 +56,8 @@ class SQLiteStore(Store):
         self._holds: tuple[int, int] | None = None
         self._connection: sqlite3.Connection | None = None
         self._oldest = 0  # id of the oldest journal entry; 0 where there is none
+        self._failures = 0  # of the writes since the last one that did not fail
+        self._new_numerics = ""  # to be noted once nothing is left that was written on others
 
     def open(self, identity: Identity) -> Opened:
         """See `Store.open`."""
@@ -114,7 +117,7 @@ class SQLiteStore(Store):
         self._oldest, last = connection.execute("SELECT ifnull(min(id), 0), max(id) FROM journal").fetchone()
         if rows and last is None:
             raise BadStore(f"The store {self.path} is damaged: it has sessions, and no journal.")
-        connection.execute("UPDATE meta SET value = ? WHERE key = 'numerics'", (identity.numerics,))
+        self._new_numerics = identity.numerics if identity.numerics != meta["numerics"] else ""
         return Opened(meta["numerics"], rows - ended, last or 0)
 
     def _connect(self) -> sqlite3.Connection:
@@ -138,9 +141,12 @@ class SQLiteStore(Store):
 
     @property
     def _open(self) -> sqlite3.Connection:
-        """The connection; a new one after an error that the last one may not get over."""
+        """The connection; a new one after many errors, which the last one may not get over."""
         assert self._lock >= 0, "the store is not open"
-        return self._connection or self._connect()
+        try:
+            return self._connection or self._connect()
+        except BadStore as problem:
+            raise StoreError(str(problem), retry_after_ms=RETRY_MS) from None
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -161,7 +167,8 @@ class SQLiteStore(Store):
             connection, oldest = self._open, self._oldest or write.id
             needed = min(write.needed, write.id)  # the newest stays, for the next ids go on from it
             drop = needed > oldest if write.last else needed >= oldest + CUT
-            alone = not (write.saved or write.forgotten or drop)  # a statement alone is a transaction, and takes half the time
+            # A statement alone is a transaction, and takes half the time.
+            alone = not (write.saved or write.forgotten or drop or write.last)
             if not alone:
                 connection.execute("BEGIN IMMEDIATE")
             connection.execute(_INSERT, (write.id, entry_crc(write.id, write.entry), write.entry))
@@ -170,12 +177,14 @@ class SQLiteStore(Store):
                     connection.executemany(_SAVE, map(row_of, write.saved))
                 if write.forgotten:
                     connection.executemany(_DELETE, [(name,) for name in write.forgotten])
+                if write.last and self._new_numerics:
+                    connection.execute("UPDATE meta SET value = ? WHERE key = 'numerics'", (self._new_numerics,))
                 if drop:
                     most = needed if write.last else oldest + CUT
                     connection.execute("DELETE FROM journal WHERE id < ?", (most,))
                     (oldest,) = connection.execute("SELECT min(id) FROM journal").fetchone()
                 connection.execute("COMMIT")
-            self._oldest = oldest
+            self._oldest, self._failures = oldest, 0
             return oldest
         except sqlite3.Error as problem:
             raise self._failed(problem, "kept") from None
@@ -190,7 +199,10 @@ class SQLiteStore(Store):
             with contextlib.suppress(sqlite3.Error):
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
-            if _code(problem) not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY):
+            # A new connection would find in the log what an fsync has failed for, as if it had been kept; this one overwrites
+            # it. So it is the last resort.
+            self._failures += 1
+            if self._failures % REOPEN == 0:
                 with contextlib.suppress(sqlite3.Error):
                     self._connection.close()
                 self._connection = None
@@ -200,19 +212,27 @@ class SQLiteStore(Store):
         """See `Store.load`."""
         found: list[Saved] = []
         damaged: list[str] = []
-        try:
-            for start in range(0, len(names), LOADED):
-                some: list[str | None] = list(names[start : start + LOADED])
-                some += [None] * (LOADED - len(some))
-                for row in self._open.execute(_LOAD, some):
-                    saved = read_row(row)
-                    if saved is None:
-                        damaged.append(str(row[0]))
-                    else:
-                        found.append(saved)
-        except sqlite3.Error as problem:
-            raise self._failed(problem, "read") from None
+        for start in range(0, len(names), LOADED):
+            some = names[start : start + LOADED]
+            try:
+                self._load(some, found, damaged)
+            except sqlite3.Error as problem:
+                if _code(problem) != sqlite3.SQLITE_CORRUPT:
+                    raise self._failed(problem, "read") from None
+                for name in some:  # a page cannot be read: it is not everybody's
+                    try:
+                        self._load([name], found, damaged)
+                    except sqlite3.Error:
+                        damaged.append(name)
         return found, damaged
+
+    def _load(self, names: Sequence[str], found: list[Saved], damaged: list[str]) -> None:
+        for row in self._open.execute(_LOAD, [*names, *[None] * (LOADED - len(names))]).fetchall():
+            saved = read_row(row)
+            if saved is None:
+                damaged.append(str(row[0]))
+            else:
+                found.append(saved)
 
     def tombstones(self) -> Iterator[Saved]:
         """See `Store.tombstones`."""

@@ -133,8 +133,9 @@ class Answers:
             case "snapshot":
                 return self._snapshot_bytes
             case "info":
-                most = self.engine.table.numbering.producers
-                if self._keeper is None or request.session in self.engine.table.rows:
+                table = self.engine.table
+                row, most = table.rows.get(request.session), table.numbering.producers
+                if self._keeper is None or (row is not None and table.live[row]) or request.session in table.tombstones:
                     most = min(len(self.engine.producers(request.session)) + ahead, most)
                 return (PRODUCER_BYTES + 11) * most
             case "step" | "peek":

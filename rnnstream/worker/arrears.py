@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+BLOCK = 1024  # rows that are looked at at a time
+
 
 class Part(NamedTuple):
     """Rows that are behind since the same journal entry.
@@ -36,6 +38,7 @@ class Arrears:
         self.work = 0
         self._since = np.zeros(0, np.int64)  # by row: id of the first journal entry that is not saved; 0: all is
         self._parts: deque[Part] = deque()
+        self._settled = 0  # rows at the beginning of the first part that need nothing any more
 
     def reach(self, rows: int) -> None:
         """Have places for so many rows."""
@@ -62,20 +65,26 @@ class Arrears:
     def overdue(self, most_work: int, most: int) -> list[int]:
         """Rows behind which the journal has held more than `most_work`, the oldest first."""
         found: list[int] = []
+        start = self._settled
         for part in self._parts:
-            if len(found) >= most or self.work - part.work <= most_work:
+            if self.work - part.work <= most_work:
                 break
-            found += part.rows[self._since[part.rows] == part.id][: most - len(found)].tolist()
+            for at in range(start, len(part.rows), BLOCK):
+                if len(found) >= most:
+                    return found
+                rows = part.rows[at : at + BLOCK]
+                found += rows[self._since[rows] == part.id][: most - len(found)].tolist()
+            start = 0
         return found
 
     def oldest(self) -> int | None:
         """Id of the oldest journal entry that a row still needs; None if none does."""
         while self._parts:
             part = self._parts[0]
-            rows = part.rows[self._since[part.rows] == part.id]
-            if len(rows):
-                if len(rows) < len(part.rows):
-                    self._parts[0] = part._replace(rows=rows)
-                return part.id
+            while self._settled < len(part.rows):
+                if self._since[part.rows[self._settled]] == part.id:
+                    return part.id
+                self._settled += 1
             self._parts.popleft()
+            self._settled = 0
         return None

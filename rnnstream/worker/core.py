@@ -6,11 +6,12 @@ The way of a token: `take` (decoded, checked, put into a wave by `Intake`) -> `t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from rnnstream.engine.engine import Engine
-from rnnstream.errors import StoreError
+from rnnstream.errors import Internal, RequestError, StoreError
 from rnnstream.store.interface import Store
 from rnnstream.wire import replies as wire
 from rnnstream.wire.limits import Limits
@@ -22,6 +23,8 @@ from rnnstream.worker.queue import Address, Wave
 from rnnstream.worker.replay import Replay
 from rnnstream.worker.runner import Runner
 from rnnstream.worker.stats import Stats
+
+log = logging.getLogger("rnnstream.worker")
 
 EXPIRED_AT_ONCE = 100  # sessions before a turn, when many are due at once: 0.4 ms
 
@@ -119,6 +122,7 @@ class Core:
             if self._intake.waves.count and now - self._group_began < self._hold_s:
                 return []
             self._write(now)
+        self._intake.told.clear()
         out = [reply for ran, replies in self._group for reply in self._deliver(ran, replies)]
         self._group.clear()
         if self._peeks:
@@ -165,8 +169,11 @@ class Core:
             if self._keeper is not None:
                 self._keeper.prepare(wave, now)
             replies = self._runner.run(wave, now)
-        except StoreError as error:
+        except RequestError as error:
             replies = self._runner.refused(wave, error)
+        except Exception:
+            log.exception("what a wave needs could not be had")
+            replies = self._runner.refused(wave, Internal("A bug in the worker; its log has the traceback."))
         self._intake.done(wave)
         return replies
 
@@ -175,7 +182,11 @@ class Core:
         assert self._keeper is not None
         try:
             self._keeper.write(now)
-        except StoreError as error:
+        except Exception as problem:
+            error = problem if isinstance(problem, StoreError) else StoreError("A bug in the worker.", retry_after_ms=1000)
+            if error is not problem:
+                log.exception("a group could not be written")
+            self._intake.refuse_told(error)
             self._group = [(wave, self._runner.refused(wave, error, replies)) for wave, replies in self._group]
             for wave in self._intake.waves.take_all():
                 self._group.append((wave, self._runner.refused(wave, error)))

@@ -17,7 +17,7 @@ from rnnstream.errors import RequestError, TooLarge
 from rnnstream.wire import replies as wire
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.requests import OPS, Request, decode, parse, readable
-from rnnstream.worker.answers import SPARE_BYTES, Answers, reply_bytes
+from rnnstream.worker.answers import SPARE_BYTES, Answers, echo, reply_bytes
 from rnnstream.worker.keeper import Keeper
 from rnnstream.worker.queue import Address, Body, Order, Wave, Waves, routing_id
 from rnnstream.worker.refusals import Refusals
@@ -43,6 +43,7 @@ class Intake:
         heads: by row: the first bytes of its ordinary replies.
         crowded: connections to be cut off.
         reply_bytes: upper bound of the bytes of an ordinary reply.
+        told: replies that name sessions, of which the store may not keep the last changes yet.
     """
 
     def __init__(self, engine: Engine, answers: Answers, limits: Limits, keeper: Keeper | None = None) -> None:
@@ -58,6 +59,7 @@ class Intake:
         self._refusals = Refusals(answers, limits)
         self.order = Order()
         self.crowded: set[bytes] = set()
+        self.told: list[tuple[Body, int, Request]] = []
         self._now = 0.0
 
     @property
@@ -216,6 +218,8 @@ class Intake:
             self.charge(body, self._answers.size(request, ahead) - SPARE_BYTES)
             if "session" not in OPS[request.op]:
                 body.answer(place, self._answers.about(request, self.waves.count, self._now))
+                if self._keeper is not None and request.op == "sessions":
+                    self.told.append((body, place, request))
                 return
             if request.op == "step":
                 request.x = self._engine.model.input.token(request.x)
@@ -242,6 +246,11 @@ class Intake:
             self._refusals.refuse(body, place, item, error)
         except Exception:
             body.answer(place, self._answers.internal(readable(item)))
+
+    def refuse_told(self, error: RequestError) -> None:
+        """The names told since the last write may not be so: it could not be kept."""
+        for body, place, request in self.told:
+            body.replies[place] = self._answers.refused(error, echo(request))
 
     def _token(self, xs: list[Any], place: int) -> Any:
         try:

@@ -17,6 +17,7 @@ from rnnstream.errors import StoreError
 from rnnstream.store.interface import Opened, Saved, Store, Write
 from rnnstream.store.records import Batch, pack_entry
 from rnnstream.worker.arrears import Arrears
+from rnnstream.worker.forgetting import Forgetting
 from rnnstream.worker.queue import Wave
 from rnnstream.worker.residence import Residence
 from rnnstream.worker.saving import packed, saved_row, unpacked
@@ -28,7 +29,7 @@ log = logging.getLogger("rnnstream.worker")
 JOURNAL_TOKENS = 200_000
 WAVE_TOKENS = 10
 SLICE = 32  # sessions that a write saves at most, beside twice as many as it has tokens: the journal shrinks, nobody waits
-FORGOTTEN = 200  # rows that a write deletes at most
+SLICE_BYTES = 256 << 10  # of these, unless the write has more tokens than that are sessions
 LATER_MS = 200  # when to ask again for what is not put together yet
 RETRY_S = 0.05  # between two tries when the store has failed
 REBUILDING = -1  # while sessions that were dropped are put together again
@@ -66,8 +67,7 @@ class Keeper:
         self._oldest = 0  # journal entry that the store still has
         self._batches: list[Batch] = []
         self._changed: dict[str, None] = {}
-        # Names that are remembered no longer, and since which entry: their rows stay while the journal has steps of theirs.
-        self._forgetting: dict[str, int] = {}
+        self._forgetting = Forgetting()
         self._lost: set[str] = set()  # names that were dropped, and not put together again yet
         self._failed: StoreError | None = None
         self._failed_bytes = 0
@@ -94,8 +94,8 @@ class Keeper:
             self.changed(*batch.names)
             return
         if self._forgetting or self._engine.table.forgotten:  # a row of that name may still be there, as a tombstone's
-            gone = self._forgetting.keys() | (self._engine.table.forgotten or ())
-            self.changed(*[name for name in batch.names if name in gone])
+            pushed_out = set(self._engine.table.forgotten or ())
+            self.changed(*[name for name in batch.names if name in pushed_out or name in self._forgetting])
         self._arrears.reach(len(self._engine.table.t))
         self._arrears.mark(rows, self.replaying or self._id)
         self._arrears.work += len(rows) + WAVE_TOKENS
@@ -119,7 +119,9 @@ class Keeper:
         victims = self.residence.victims()
         if not (self._batches or self._changed or victims):
             return
-        rows = self._behind(self._most_work, SLICE + 2 * sum(len(batch.names) for batch in self._batches))
+        tokens = sum(len(batch.names) for batch in self._batches)
+        row_bytes = 500 + self._engine.model.state_size * self._engine.model.dtype.itemsize
+        rows = self._behind(self._most_work, max(tokens, min(SLICE + 2 * tokens, SLICE_BYTES // row_bytes)))
         rows += filter(self._arrears.behind, victims)
         self._put(now, rows)
         self.residence.evict(victims)
@@ -145,6 +147,7 @@ class Keeper:
         Raises:
             StoreError: it could not be.
         """
+        assert not self._changed
         victims = self.residence.victims()
         if victims:
             self._put(now, [row for row in victims if self._arrears.behind(row)], upto)
@@ -165,7 +168,7 @@ class Keeper:
         """Write the group, and save the sessions of these rows, which include the journal up to `upto`, or this entry."""
         table = self._engine.table
         saved = self._saved_changed()
-        forgotten = [name for name, id in self._forgetting.items() if id < self._oldest][:FORGOTTEN]
+        forgotten = self._forgetting.due(self._oldest, self._changed)
         saved += [
             saved_row(table, row, self._id if upto is None else upto)
             for row in dict.fromkeys(rows)
@@ -179,14 +182,14 @@ class Keeper:
         except StoreError as error:
             self._has_failed(error, now, len(entry) + sum(len(row.state) + len(row.producers) + 500 for row in saved))
             raise
-        self._id += 1
+        finally:
+            self._id += 1  # where it failed too: who knows what the disk has of it
+        self._forgetting.gone(forgotten)
         self._batches, self._changed = [], {}
-        for name in forgotten:
-            del self._forgetting[name]
         self._kept_open = table.open_count + table.absent
         for row in saved:
             if row.status == "open":
-                self._forgetting.pop(row.name, None)
+                self._forgetting.recall(row.name)
                 self.residence.has_row.add(row.name)
                 self._arrears.settle(table.rows[row.name])
             else:
@@ -195,19 +198,23 @@ class Keeper:
     def _saved_changed(self) -> list[Saved]:
         """What is to be saved of the names that were changed."""
         table, saved = self._engine.table, []
-        if table.forgotten:
-            self._forgetting |= dict.fromkeys(table.forgotten, self._id)
-            table.forgotten = []
+        pushed_out, table.forgotten = table.forgotten or (), []
+        self._forgetting.add([name for name in pushed_out if name not in table.tombstones and not self._open(name)], self._id)
         for name in self._changed:
             row, tombstone = table.rows.get(name), table.tombstones.get(name)
             if row is not None and table.live[row]:
                 saved.append(saved_row(table, row, self._id))
             elif tombstone is not None:
+                self._forgetting.recall(name)
                 saved.append(Saved(name, tombstone.why, self._id, producers=packed(tombstone.producers)))
             else:  # pushed out at once
                 saved.append(Saved(name, "closed", self._id))
-                self._forgetting[name] = self._id
+                self._forgetting.add([name], self._id)
         return saved
+
+    def _open(self, name: str) -> bool:
+        table = self._engine.table
+        return name in table.rows and bool(table.live[table.rows[name]])
 
     # -- failure
 
@@ -249,7 +256,8 @@ class Keeper:
         except StoreError as error:
             self._has_failed(error, now, self._failed_bytes)
             raise
-        self._id += 1
+        finally:
+            self._id += 1
         self._failed = None
         log.info("the store works again")
 
@@ -280,7 +288,7 @@ class Keeper:
         found = self.residence.bring(name for name in names if name not in table.tombstones)
         for saved in found.values():
             if saved.status != "open":  # it was on the way to be forgotten
-                self._forgetting.pop(saved.name, None)
+                self._forgetting.recall(saved.name)
                 table.bury(saved.name, saved.status, unpacked(saved.producers))
             elif engine.expire_row(row := table.rows[saved.name], now):
                 self.changed(saved.name)
@@ -295,6 +303,7 @@ class Keeper:
             self.bring(self.residence.idle(now, idle_s), now)
         except StoreError as error:
             log.warning("idle sessions in the store could not be looked for: %s", error)
+            self.residence.rest(now)
 
     def _put_together(self) -> None:
         """Have the sessions back that were dropped."""
@@ -302,14 +311,14 @@ class Keeper:
         kept_open = table.open_count + table.absent
         try:
             self._rebuild(self._lost)
-        except StoreError:
+        except Exception:
             for name in self._lost:
                 table.drop(name, waited_for=name in table.rows and residence.waited_for(table.rows[name]))
             residence.has_row -= self._lost
             raise
         finally:
-            table.absent = kept_open - table.open_count
-        self.changed(*[name for name in self._lost if name in table.rows and table.live[table.rows[name]]])
+            table.absent = max(0, kept_open - table.open_count)  # less, where a write that failed was kept all the same
+        self.changed(*filter(self._open, self._lost))
         self._lost = set()
 
     # -- what is told

@@ -104,7 +104,7 @@ class Replay:
         residence, table = self._keeper.residence, self._engine.table
         found = residence.bring(names)
         for saved in found.values():
-            if saved.status != "open" and saved.name not in table.tombstones:
+            if saved.status != "open" and self._only is not None:  # when a worker begins, all are there that are remembered
                 table.bury(saved.name, saved.status, unpacked(saved.producers))
         damaged = names & residence.damaged
         if damaged and self._only is None:
@@ -122,17 +122,21 @@ class Replay:
         if self._only is None:
             self._bring(names - self._upto.keys())
         table, waves = self._engine.table, Waves(len(self._engine.table.names))
+        opened_at: dict[int, float] = {}
         moved_at: dict[int, float] = {}
         for id, at, batches in chunk:
             for batch in batches:
-                moved_at |= dict.fromkeys(self._sort(batch, id, waves, at), at)
+                for row in self._sort(batch, id, waves, at):
+                    moved_at[row] = at
+                    if not table.live[row]:
+                        opened_at.setdefault(row, at)
         steps = waves.count
         while waves.count:
             wave = waves.take()
             self._make(wave, now)
             waves.done(wave)
         for row, at in moved_at.items():  # all steps of the chunk were made as if at its end
-            table.moved_at[row], table.opened_at[row] = at, min(at, table.opened_at[row])
+            table.moved_at[row], table.opened_at[row] = at, opened_at.get(row, table.opened_at[row])
         if self._only is None:
             self._keeper.replaying = 0
             self._keeper.make_room(now, chunk[-1][0])
@@ -183,12 +187,16 @@ class Replay:
     def _make(self, wave: Wave, now: float) -> None:
         """Run a wave of steps that have counted: their numbers count again, whatever is remembered."""
         table, stats = self._engine.table, self._runner.stats
-        numbered = [(row, producer, n) for row, _, producer, n, *_ in wave.numbered]
-        numbered += [(row, request.producer, request.n) for row, request, *_ in wave.others if request.producer is not None]
-        for row, producer, n in numbered:
-            table.numbering.follow(table.producers_of(row), producer, n, now)
+        numbered = [(row, producer, n, body.arrived) for row, _, producer, n, _, body, _ in wave.numbered]
+        for row, request, body, _ in wave.others:
+            if request.producer is not None:
+                numbered.append((row, request.producer, request.n, body.arrived))
+        for row, producer, n, at in numbered:
+            table.numbering.follow(table.producers_of(row), producer, n, at)
         before = stats.errors.total()
         self._runner.run(wave, now)
+        for row, producer, _, at in numbered:  # not when the wave was run
+            table.producers_of(row)[producer].heard_at = at
         refused = stats.errors.total() - before
         if refused:
             raise BadStore(

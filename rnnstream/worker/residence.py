@@ -12,14 +12,17 @@ from rnnstream.engine.engine import Engine
 from rnnstream.errors import StoreError
 from rnnstream.store.interface import Saved, Store
 from rnnstream.worker.arrears import Arrears
-from rnnstream.worker.saving import unpacked
+from rnnstream.worker.saving import fits, unpacked
 
 log = logging.getLogger("rnnstream.worker")
 
-LEAVING = 16  # the least recently used are looked for once for such a part of all
+LEAVING, MOST_LEAVING = 16, 10_000  # those that leave are looked for once for such a part of all, or so many
+SAMPLED = 20_000
 SWEPT = 200  # stored sessions that are looked at at a time, for idle ones: 0.3 ms
 SWEEP_S = 0.01  # between two such looks
+REST_S = 10.0  # likewise, where the store could not be read
 PAGE = 1000  # stored sessions that a listing looks at at a time: 1 ms
+MOST_ID = 1 << 62  # no store has as many rows
 STORED = 1 << 40  # where the cursors of a listing begin for sessions in the store; below are rows of memory
 DAMAGED_MS = 60_000  # when to ask again for a session that somebody has to mend first
 
@@ -79,7 +82,13 @@ class Residence:
         for name in damaged:
             log.error("session %s: its row in the store is damaged; see rnnstream store check", name)
         self.damaged.update(damaged)
+        whole: dict[str, Saved] = {}
         for saved in found:
+            if not fits(saved, table.states):
+                log.error("session %s: its row in the store is no session's of this model", saved.name)
+                self.damaged.add(saved.name)
+                continue
+            whole[saved.name] = saved
             row = self.row_of(saved.name) if saved.status == "open" else -1
             if saved.status == "open" and not table.live[row]:
                 state = np.frombuffer(saved.state, table.states.dtype.newbyteorder("<"))
@@ -87,7 +96,7 @@ class Residence:
                 self._arrears.settle(row)
                 self.has_row.add(saved.name)
                 self.loads += 1
-        return {saved.name: saved for saved in found}
+        return whole
 
     def hold_whole(self, *names: str) -> None:
         """Judge whether what the store has of these names can be used.
@@ -105,20 +114,34 @@ class Residence:
         """The rows that have to leave: those that moved least recently, unless somebody waits for them."""
         table = self._engine.table
         most = len(table.rows) - self._max_resident
-        if most > len(self._leaving):
-            rows = np.frombuffer(table.live, np.uint8).nonzero()[0]
-            count = min(len(rows), max(2 * most, len(rows) // LEAVING))
-            if count:
-                moved_at = table.moved_at[rows]
-                oldest = np.argpartition(moved_at, count - 1)[:count]
-                oldest = oldest[np.argsort(moved_at[oldest], kind="stable")]
-                self._leaving, self._leaving_until = deque(rows[oldest].tolist()), float(moved_at[oldest[-1]])
-        found: list[int] = []
-        while self._leaving and len(found) < most:
-            row = self._leaving.popleft()
-            if table.live[row] and table.moved_at[row] <= self._leaving_until and not self.waited_for(row):
-                found.append(row)
-        return found
+        found: dict[int, None] = {}
+        for look in (False, True):  # those found before may have moved since, so there is a second try
+            if most - len(found) > (0 if look else len(self._leaving)):
+                self._look_for_leaving(most)
+            while self._leaving and len(found) < most:
+                row = self._leaving.popleft()
+                if table.live[row] and table.moved_at[row] <= self._leaving_until and not self.waited_for(row):
+                    found[row] = None
+        return list(found)
+
+    def _look_for_leaving(self, most: int) -> None:
+        """Find at least so many of the rows that moved least recently, and a part of all, in order.
+
+        Among very many, by when most of a sample had moved: a million rows take 10 ms so, and 100 ms to be sorted.
+        """
+        table = self._engine.table
+        rows = np.frombuffer(table.live, np.uint8).nonzero()[0]
+        moved_at = table.moved_at[rows]
+        count = min(len(rows), max(2 * most, min(len(rows) // LEAVING, MOST_LEAVING)))
+        if not count:
+            return
+        if len(rows) > SAMPLED:
+            until = np.quantile(moved_at[:: len(rows) // SAMPLED], min(1.0, 1.2 * count / len(rows)))
+            some = (moved_at <= until).nonzero()[0]
+            if len(some) >= count:
+                rows, moved_at = rows[some], moved_at[some]
+        oldest = np.argsort(moved_at, kind="stable")[:count]
+        self._leaving, self._leaving_until = deque(rows[oldest].tolist()), float(moved_at[oldest[-1]])
 
     def evict(self, rows: list[int]) -> None:
         """These leave; the store has all of them."""
@@ -142,6 +165,10 @@ class Residence:
         self._swept, self._sweep_at = after or 0, now + (SWEEP_S if after else max(SWEEP_S, idle_s / 4))
         return [name for _, name, moved_at in found if moved_at < now - idle_s and name not in table.rows]
 
+    def rest(self, now: float) -> None:
+        """The store could not be looked through: not again soon."""
+        self._sweep_at = now + REST_S
+
     def page(self, prefix: str, after: int, limit: int, scan: int) -> tuple[list[str], int | None, int]:
         """Names of open sessions: those that the store has no row of, then all others; see `Rows.page`.
 
@@ -154,6 +181,8 @@ class Residence:
         if after < STORED:
             names, following, looked_at = self._engine.page(prefix, after, limit, scan)
             return [name for name in names if name not in self.has_row], following or STORED, looked_at
+        if after - STORED > MOST_ID:
+            return [], None, 0
         found, end = self._store.page(after - STORED, min(scan, PAGE))
         names = []
         for cursor, name, _ in found:
@@ -163,7 +192,7 @@ class Residence:
                 if len(names) == limit and cursor != found[-1][0]:
                     end = cursor
                     break
-        return names, None if end is None else STORED + end, len(found)
+        return names, None if end is None else STORED + end, min(scan, PAGE)  # those that are not open take as long
 
     def check(self) -> None:
         """Assert what always holds between turns."""

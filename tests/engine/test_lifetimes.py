@@ -38,7 +38,7 @@ def test_a_session_expires_when_it_has_not_moved_for_longer_than_the_timeout(mak
     assert [engine.expire(now) for now in (0, 9.9, 10)] == [[], [], []]
     engine.step([("c", 1)], now=10)
     assert engine.expire(10.1) == ["a"]
-    assert why(engine, "a") == "expired: The session a expired: it had been idle for 10 s; open or reset starts it anew."
+    assert why(engine, "a") == "expired: The session a expired: it had been idle for too long; open or reset starts it anew."
     assert everything(engine) == moved(engine.model, {"b": [1, 1], "c": [1, 1]})
     assert [engine.expire(now) for now in (14, 14.1, 20, 20.1, 1000)] == [[], ["b"], [], ["c"], []]
     assert (engine.sessions(), engine.expired_count) == ([], 3)

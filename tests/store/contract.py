@@ -85,10 +85,12 @@ class Contract(Journal, Walk):
         store.write(Write(3, b"", [row("a", 3, "expired")], ["b", "closed"], needed=3, last=True))
         assert place.reopened(store)[1] == Opened(IDENTITY.numerics, 1, 3)
 
-    def test_other_numerics_are_told_once(self, place: Place) -> None:
+    def test_other_numerics_are_told_until_a_last_write(self, place: Place) -> None:
         store = place.store()
-        for here, before in (("first", "first"), ("second", "first"), ("second", "second"), ("first", "second")):
+        told = (("first", "first"), ("second", "first"), ("second", "first"), ("second", "second"), ("first", "second"))
+        for id, (here, before) in enumerate(told, 1):
             assert store.open(replace(IDENTITY, numerics=here)).numerics == before
+            store.write(Write(id, b"some steps", last=id == 3))
             place.end(store)
             store = place.store()
 

@@ -16,6 +16,7 @@ from rnnstream.model.blas import one_thread
 from rnnstream.model.step import StepModel
 from rnnstream.store.interface import Identity, Opened, Saved, Store, Write
 from rnnstream.store.memory import MemoryStore
+from rnnstream.store.records import unpack_entry
 from rnnstream.store.sqlite import SQLiteStore
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.replies import decode
@@ -26,6 +27,20 @@ from rnnstream.worker.queue import Address
 from .driving import Driver, Reply
 
 WAITED_FOR = 10_000  # rows beside those that may stay
+
+
+class Damaged(MemoryStore):
+    """Says of some rows that they are damaged.
+
+    Attributes:
+        bad: their names.
+    """
+
+    bad: tuple[str, ...] = ()
+
+    def load(self, names: Sequence[str]) -> tuple[list[Saved], list[str]]:
+        found, _ = super().load(names)
+        return [saved for saved in found if saved.name not in self.bad], [s.name for s in found if s.name in self.bad]
 
 
 class FlakyStore(Store):
@@ -64,6 +79,7 @@ class FlakyStore(Store):
 
     def write(self, write: Write) -> int:
         self._call("write")
+        assert not self.writes or write.id > self.writes[-1].id
         oldest = self.inner.write(write)
         self.writes.append(write)
         return oldest
@@ -202,6 +218,30 @@ class Kept(Driver):
 
     def stats(self) -> Reply:
         return self.ask({"op": "stats"}, address=b"stats")[0]
+
+
+def numbered(n: int, x: Any = 1, session: str = "s", producer: str = "p", **more: Any) -> dict[str, Any]:
+    return {"session": session, "x": x, "producer": producer, "n": n, **more}
+
+
+def op(op: str, session: str, **more: Any) -> dict[str, Any]:
+    return {"op": op, "session": session, **more}
+
+
+def seen(driver: Kept, session: str) -> Any:
+    """Step count and state of a session, or why it is not open."""
+    (told,) = driver.ask(op("snapshot", session))
+    return told.get("why") or (told["t"], told["state"])
+
+
+def row(driver: Kept, name: str) -> Saved | None:
+    """What the store has of a name."""
+    found, _ = driver.store.inner.load([name])
+    return found[0] if found else None
+
+
+def steps_in_journal(driver: Kept) -> int:
+    return sum(len(batch.names) for _, entry in driver.store.inner.journal() for batch in unpack_entry(entry)[1])
 
 
 def told(body: Any) -> list[Reply | None]:
