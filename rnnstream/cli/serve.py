@@ -31,9 +31,7 @@ log = logging.getLogger("rnnstream")
 @click.option(
     "--durability",
     type=click.Choice(["process", "power"]),
-    default="process",
-    show_default=True,
-    help="What an acknowledged token outlives: the end of the process, or a loss of power too.",
+    help="What an acknowledged token outlives: the end of the process (the default), or a loss of power too.",
 )
 @click.option("--max-resident", type=click.IntRange(1), help="With a store: most sessions in memory; 1,000,000 unless given.")
 def serve(
@@ -43,7 +41,7 @@ def serve(
     idle_timeout: float | None,
     explicit_open: bool,
     store: str | None,
-    durability: Durability,
+    durability: Durability | None,
     max_resident: int | None,
 ) -> None:
     """Serve MODEL until SIGTERM or Ctrl-C.
@@ -53,6 +51,8 @@ def serve(
     """
     if store is None and max_resident is not None:
         raise click.UsageError("--max-resident goes with --store: without one, sessions have nowhere else to be.")
+    if store is None and durability is not None:
+        raise click.UsageError("--durability goes with --store: without one, nothing is kept.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     network = load_model(model)
     worker = Worker(
@@ -79,7 +79,8 @@ def serve(
     gc.set_threshold(200_000, 20, 50)  # more than may wait: that is no garbage, and each look at it takes milliseconds
     worker.run(ready)
     table = worker.engine.table
-    log.info("stopped; %d sessions %s open", table.open_count + table.absent, "are" if store else "were")
+    count = table.open_count + table.absent
+    log.info("stopped; %d sessions %s", count, f"are kept in {store}" if store else "were open")
 
 
 def keep_memory() -> None:

@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from rnnstream.errors import BadStore, StoreError
 from rnnstream.store.interface import Identity, Opened, Saved, Store, Write
@@ -51,6 +51,8 @@ class SQLiteStore(Store):
     """
 
     def __init__(self, path: str | Path, durability: Durability = "process") -> None:
+        if durability not in get_args(Durability):
+            raise ValueError(f"durability is {durability!r}; it is one of {', '.join(get_args(Durability))}.")
         self.path, self.durability = Path(path), str(durability)
         self._lock = -1
         self._holds: tuple[int, int] | None = None
@@ -165,6 +167,7 @@ class SQLiteStore(Store):
         """See `Store.write`."""
         try:
             connection, oldest = self._open, self._oldest or write.id
+            self._hold_in_place()
             needed = min(write.needed, write.id)  # the newest stays, for the next ids go on from it
             drop = needed > oldest if write.last else needed >= oldest + CUT
             # A statement alone is a transaction, and takes half the time.
@@ -192,6 +195,22 @@ class SQLiteStore(Store):
             if self._connection is not None and self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
+
+    def _hold_in_place(self) -> None:
+        """See whether the file is where it was opened: what is written to another place would be found by nobody.
+
+        Raises:
+            StoreError: it is not.
+        """
+        try:
+            if _file(os.stat(self.path)) == self._holds:
+                return
+        except OSError:
+            pass
+        raise StoreError(
+            f"The store {self.path} was moved, removed or replaced under the worker; put it back, or stop the worker.",
+            retry_after_ms=RETRY_MS,
+        )
 
     def _failed(self, problem: sqlite3.Error, what: str) -> StoreError:
         """The error to be told; what was begun is rolled back."""

@@ -186,14 +186,17 @@ class Keeper:
             self._id += 1  # where it failed too: who knows what the disk has of it
         self._forgetting.gone(forgotten)
         self._batches, self._changed = [], {}
-        self._kept_open = table.open_count + table.absent
         for row in saved:
             if row.status == "open":
                 self._forgetting.recall(row.name)
                 self.residence.has_row.add(row.name)
+                if row.name in self.residence.damaged:  # it was reset; its old row was counted among those elsewhere
+                    self.residence.damaged.discard(row.name)
+                    table.absent = max(0, table.absent - 1)
                 self._arrears.settle(table.rows[row.name])
             else:
                 self.residence.has_row.discard(row.name)
+        self._kept_open = table.open_count + table.absent
 
     def _saved_changed(self) -> list[Saved]:
         """What is to be saved of the names that were changed."""

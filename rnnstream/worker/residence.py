@@ -107,7 +107,8 @@ class Residence:
         for name in names:
             if name in self.damaged:
                 raise StoreError(
-                    f"{name}: its row in the store is damaged; see rnnstream store check.", retry_after_ms=DAMAGED_MS
+                    f"{name}: its row in the store is damaged (see rnnstream store check); reset starts it anew.",
+                    retry_after_ms=DAMAGED_MS,
                 )
 
     def victims(self) -> list[int]:

@@ -114,7 +114,7 @@ class Runner:
     def _carry_out(self, wave: Wave, row: int, request: Request, body: Body, place: int, steps: list[Step], now: float) -> None:
         """A request whose turn has come: a step is admitted, all else is done and answered."""
         engine, keeper = self.engine, self._keeper
-        if keeper is not None:
+        if keeper is not None and request.op != "reset":  # which needs nothing of what is damaged
             keeper.residence.hold_whole(request.session, request.to)
         if request.producer is not None:
             kept = engine.judge(request.session, request.producer, request.n, request.identity(), now, request.ack or 0)

@@ -62,10 +62,11 @@ class Worker:
         idle_timeout_s: seconds after which a session that has not moved expires; None: none does.
         store: path of a file in which the sessions outlive the worker, made if it is not there, or a `Store`; None: they live
             in memory alone.
-        durability: of that file. "process": what was acknowledged outlives the process, whatever ends it; after a loss of power
-            the last of it may be missing. "power": nothing is acknowledged before it is on the disk.
+        durability: of that file. "process" (None): what was acknowledged outlives the process, whatever ends it; after a loss
+            of power the last of it may be missing. "power": nothing is acknowledged before it is on the disk.
         max_resident: with a store, most sessions in memory; those least recently used leave it, and come back at their next
             request. None: a million.
+        journal_tokens: how much may have to be replayed after a crash, in tokens of 100 numbers of state.
 
     Attributes:
         addresses: where it listens, with the real ports; empty while it does not run.
@@ -83,18 +84,20 @@ class Worker:
         explicit_open: bool = False,
         idle_timeout_s: float | None = None,
         store: str | Path | Store | None = None,
-        durability: Durability = "process",
+        durability: Durability | None = None,
         max_resident: int | None = None,
         journal_tokens: int = JOURNAL_TOKENS,
     ) -> None:
         if store is None and max_resident is not None:
             raise ValueError("max_resident goes with a store: without one, sessions have nowhere else to be.")
+        if durability is not None and not isinstance(store, str | Path):
+            raise ValueError("durability goes with the path of a store: without one, nothing is kept.")
         self.model = model
         self.replayed = 0
         self._limits = limits_for(model)
         self._max_resident = max_resident or MAX_SESSIONS
         self._journal_tokens = journal_tokens
-        self._store = SQLiteStore(store, durability) if isinstance(store, str | Path) else store
+        self._store = SQLiteStore(store, durability or "process") if isinstance(store, str | Path) else store
         self._options: dict[str, Any] = {"explicit_open": explicit_open, "idle_timeout_s": idle_timeout_s}
         if self._store is None:
             self._options["max_sessions"] = max_sessions or MAX_SESSIONS
@@ -221,6 +224,8 @@ class Worker:
         assert self._store is not None
         with one_thread():
             self.replayed, last = core.begin(self._store)
+        table = self.engine.table
+        log.info("the store has %d sessions open", table.open_count + table.absent)
         if self.replayed:
             log.info(
                 "%d tokens of the store's journal replayed: the worker before this one did not end by itself", self.replayed

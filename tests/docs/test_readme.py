@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rnnstream import Client
 from tests.worker_process import DEADLINE_S, serving
 
 ROOT = Path(__file__).parents[2]
@@ -69,3 +70,17 @@ def test_the_shell_example(address, tmp_path):
         )
         assert done.returncode == 0, (line, done.stderr)
         assert "jig" in done.stdout or "reset" not in line
+
+
+def test_what_was_exported_goes_into_another_worker(address, tmp_path):
+    tokens = "\nR:jig\nM:6/8\n"
+    store = tmp_path / "a.store"
+    with serving("--store", store) as (here, _), Client(here) as client:
+        client.session("exported").feed(tokens)
+        saved = client.session("exported").snapshot()
+        exported = run([sys.executable, "-m", "rnnstream", "store", "export", str(store)], tmp_path)
+    (tmp_path / "sessions.jsonl").write_text(exported)
+    assert "behind" in exported
+    run([sys.executable, "-c", PYTHON[4].replace("tcp://127.0.0.1:5555", address)], tmp_path)
+    with Client(address) as client:
+        assert client.session("exported").snapshot() == saved

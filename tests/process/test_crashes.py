@@ -61,7 +61,7 @@ def test_whatever_changes_a_session_happens_once(tmp_path, library, name):
 
 @pytest.mark.parametrize(
     ("durability", "with_power", "stride"),
-    [("process", False, 11), ("power", True, 11), ("process", True, 29)],
+    [("process", False, 17), ("power", True, 17), ("process", True, 29)],
     ids=["killed", "loss of power", "not kept"],
 )
 def test_a_store_that_dies_at_an_operation_has_all_its_writes_and_goes_on(tmp_path, library, durability, with_power, stride):

@@ -13,13 +13,15 @@ from rnnstream import Client, UnknownSession, load
 from tests.process import disk
 from tests.process.crashes import counted, until
 from tests.process.endless import producing
-from tests.process.faults import PRODUCERS, ROOT, compare, compare_states, model_file
+from tests.process.faults import ROOT, compare, compare_states, model_file
 from tests.process.full import ERRORS, Counting, Failing, Limited, Small, mounted
 from tests.process.place import placed
 from tests.worker_process import DEADLINE_S
 
 FILE_SYSTEM = 16 << 20
 ROUNDS, BODIES = 3, 10  # so few that the log is not begun anew, in the room that it has already
+TRIES = {"syncs": 25}  # that fail one after the other, in the first round: more than anything is put off for
+CLIENTS = 4
 WITHIN_S = 60
 
 
@@ -73,7 +75,7 @@ def test_what_gets_an_error_has_changed_nothing_and_what_was_acknowledged_is_kep
         place.ready()
         client = stack.enter_context(contextlib.closing(Counting(place.address, 1)))
         [hello] = client.ask({"op": "hello"})
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             for _ in range(BODIES):
                 assert set(client.say()) == {""}
             where.fill(chance)
@@ -84,6 +86,9 @@ def test_what_gets_an_error_has_changed_nothing_and_what_was_acknowledged_is_kep
                 assert ping["ok"]
                 assert stats["store"]["failures"] > 0
                 assert ping["worker"] == stats["worker"] == again["worker"] == hello["worker"]
+            failures = stats["store"]["failures"]
+            while number == 0 and client.ask({"op": "stats"})[0]["store"]["failures"] < failures + TRIES.get(kind, 0):
+                client.say()
             where.free()
             client.say_until("")  # the same worker
             assert process.poll() is None
@@ -137,19 +142,18 @@ def test_ordinary_clients_wait_for_the_disk(tmp_path):
         place.start()
         place.ready()
         where, tokens, failures = Limited(place), 0, 0
-        with producing(place.address, 1) as at_work:
-            for size in (1, 4096, 1):
+        with producing(place.address, 1, CLIENTS) as at_work:
+            for size in (1, 4096):
                 stats = until(place.address, lambda stats, tokens=tokens: stats["tokens"] >= tokens + 500)
-                assert "store" in stats, stats
                 tokens, failures = stats["tokens"], stats["store"]["failures"]
                 where.limit(size)
                 until(place.address, lambda stats, failures=failures: stats["store"]["failures"] > failures + 2)
                 where.free()
             told = at_work.stop(WITHIN_S)
-        assert len(told) == PRODUCERS
+        assert len(told) == CLIENTS
         assert not any(one["lost"] for one in told)
         sessions = counted(told)
-        assert compare(load(path), sessions, whole=True) > 1500
+        assert compare(load(path), sessions, whole=True) > 1000
         with Client(place.address, timeout_s=DEADLINE_S) as client:
             compare_states(client, load(path), sessions)
         place.end(signal.SIGKILL)

@@ -183,3 +183,24 @@ def test_all_that_was_kept_before_the_disk_was_full_is_there(path: Path) -> None
         assert everything(store, "a")[:2] == ({"a": row("a", id - 1, state=bytes(20_000))}, written)
         check_kept(path, store, Write(id, b"", [row("b", id)]))
         assert list(store.journal()) == [*written, (id, b"")]
+
+
+def test_a_file_that_is_moved_under_the_store_keeps_nothing_until_it_is_back(tmp_path: Path) -> None:
+    path, elsewhere = tmp_path / "a.store", tmp_path / "b.store"
+    store = SQLiteStore(path)
+    store.open(IDENTITY)
+    store.write(Write(1, b"one"))
+    for leave in (lambda: path.rename(elsewhere), lambda: (path.rename(elsewhere), path.touch())):
+        leave()
+        with pytest.raises(StoreError, match="was moved, removed or replaced") as told:
+            store.write(Write(2, b"two"))
+        assert told.value.retry_after_ms > 0
+        elsewhere.rename(path)
+    store.write(Write(3, b"three"))
+    assert [id for id, _ in store.journal()] == [1, 3]
+    store.close()
+
+
+def test_a_durability_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="durability is 'full'; it is one of process, power"):
+        SQLiteStore(tmp_path / "a.store", "full")  # type: ignore[arg-type]

@@ -155,7 +155,6 @@ REQUESTS: list[dict[str, Any]] = [
     step("s", 1, want="none"),
     numbered(1),
     op("open", "s"),
-    op("reset", "s"),
     op("close", "s"),
     op("info", "s"),
     op("snapshot", "s"),
@@ -183,6 +182,22 @@ def test_a_session_whose_row_is_damaged_is_no_fresh_one(request_: dict[str, Any]
     store.bad = ()
     assert row(driver, "s") == before
     assert seen(driver, "s")[0] == 1
+
+
+def test_a_session_whose_row_is_damaged_starts_anew_by_a_reset() -> None:
+    driver = Kept(network(), store := Damaged())
+    driver.ask(step("s", 1), step("other", 1))
+    driver.stop()
+    store.bad = ("s",)
+    (refused,) = driver.ask(step("s", 1))
+    assert refused["error"] == "store_error"
+    assert driver.ask(op("reset", "s")) == [{"session": "s", "t": 0}]
+    store.bad = ()
+    assert driver.ask(step("s", 2))[0]["t"] == 1
+    assert (driver.stats()["open"], driver.stats()["store"]["damaged"]) == (2, 0)
+    driver.crash()
+    assert seen(driver, "s")[0] == 1
+    assert driver.stats()["open"] == 2
 
 
 def test_a_damaged_row_of_a_session_that_the_journal_has_steps_of_refuses_the_start() -> None:
