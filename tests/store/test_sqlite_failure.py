@@ -15,6 +15,7 @@ from rnnstream.store.interface import Saved, Write
 from rnnstream.store.sqlite import SQLiteStore
 
 from .places import another, copy, everything, file_size_limit, opened, row
+from .test_look import IDENTITY
 
 NAMES = ["a", "b", "c", "d", "new"]
 LEAST = 1 << 15  # size of the index of the log, without which nothing can be read
