@@ -205,9 +205,11 @@ class Delivery:
         if lane is not None and lane.refusal is not None and not call.flying and not call.loose:
             return RequestError.from_reply(lane.refusal)
         hint = ""
+        if lane is not None and lane.refusal is not None:  # a part of it counted, or may have
+            hint = f" The worker has said: {lane.refusal.get('message', '')!s:.300}"
         largest = sum(map(len, call.packed))
         if largest > Limits.frame_bytes:
-            hint = f" It had {largest} bytes; a worker cuts the connection at more than its limits.frame_bytes."
+            hint += f" It had {largest} bytes; a worker cuts the connection at more than its limits.frame_bytes."
         text = f"No reply from {self.address} within {self.timeout_s:g} s."
         if self._patience.heard_at == -math.inf:
             text = f"Nobody has answered at {self.address} within {self.timeout_s:g} s; is a worker running there?"

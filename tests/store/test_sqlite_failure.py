@@ -14,8 +14,7 @@ from rnnstream.errors import StoreError
 from rnnstream.store.interface import Saved, Write
 from rnnstream.store.sqlite import SQLiteStore
 
-from .places import another, copy, everything, file_size_limit, opened, row
-from .test_look import IDENTITY
+from .places import IDENTITY, another, copy, everything, file_size_limit, opened, row
 
 NAMES = ["a", "b", "c", "d", "new"]
 LEAST = 1 << 15  # size of the index of the log, without which nothing can be read
