@@ -54,6 +54,7 @@ class SQLiteStore(Store):
         if durability not in get_args(Durability):
             raise ValueError(f"durability is {durability!r}; it is one of {', '.join(get_args(Durability))}.")
         self.path, self.durability = Path(path), str(durability)
+        self._place = self.path.absolute()  # wherever the process goes
         self._lock = -1
         self._holds: tuple[int, int] | None = None
         self._connection: sqlite3.Connection | None = None
@@ -64,10 +65,10 @@ class SQLiteStore(Store):
     def open(self, identity: Identity) -> Opened:
         """See `Store.open`."""
         with contextlib.suppress(OSError):  # to close a second descriptor would give SQLite's locks up
-            if self._lock >= 0 or _file(os.stat(self.path)) in _held:
+            if self._lock >= 0 or _file(os.stat(self._place)) in _held:
                 raise BadStore(f"The store {self.path} is in use by another worker of this process.")
         try:
-            self._lock = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = os.open(self._place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as problem:
             raise BadStore(f"The store {self.path} cannot be opened: {problem.strerror}.") from None
         try:
@@ -99,7 +100,7 @@ class SQLiteStore(Store):
             connection.execute(f"PRAGMA application_id = {APPLICATION}")
             connection.execute(f"PRAGMA user_version = {FORMAT}")
             connection.execute("COMMIT")
-            sync_directory(self.path.parent)  # SQLite does so for its log alone: it found the file there
+            sync_directory(self._place.parent)  # SQLite does so for its log alone: it found the file there
             self._oldest = 0
             return Opened(identity.numerics, 0)
         meta = read_meta(connection, self.path)
@@ -124,7 +125,7 @@ class SQLiteStore(Store):
 
     def _connect(self) -> sqlite3.Connection:
         # By one thread at a time, though not always by the one that opened it.
-        connection = sqlite3.connect(self.path.absolute(), timeout=0.01, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self._place, timeout=0.01, isolation_level=None, check_same_thread=False)
         connection.text_factory = lambda data: data.decode(errors="replace")  # damaged text: its checksum tells
         try:
             if not _is_new(connection):
@@ -203,7 +204,7 @@ class SQLiteStore(Store):
             StoreError: it is not.
         """
         try:
-            if _file(os.stat(self.path)) == self._holds:
+            if _file(os.stat(self._place)) == self._holds:
                 return
         except OSError:
             pass
