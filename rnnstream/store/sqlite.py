@@ -59,7 +59,7 @@ class SQLiteStore(Store):
         self._holds: tuple[int, int] | None = None
         self._connection: sqlite3.Connection | None = None
         self._oldest = 0  # id of the oldest journal entry; 0 where there is none
-        self._failures = 0  # of the writes since the last one that did not fail
+        self._failures = 0  # of reads and writes since the last write that did not fail
         self._new_numerics = ""  # to be noted once nothing is left that was written on others
 
     def open(self, identity: Identity) -> Opened:

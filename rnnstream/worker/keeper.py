@@ -42,7 +42,7 @@ class Keeper:
         engine: the sessions in memory.
         store: open.
         found: what was found in it.
-        max_resident: most sessions in memory that nobody waits for; the least recently used leave.
+        max_resident: most sessions in memory that nobody waits for; those that moved least recently leave.
         journal_tokens: how much the journal may hold, in tokens of 100 numbers.
 
     Attributes:

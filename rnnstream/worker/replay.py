@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 
 from rnnstream.engine.engine import Engine
@@ -16,8 +14,6 @@ from rnnstream.worker.keeper import REBUILDING, Keeper
 from rnnstream.worker.queue import Body, Wave, Waves
 from rnnstream.worker.runner import Runner
 from rnnstream.worker.saving import unpacked
-
-log = logging.getLogger("rnnstream.worker")
 
 CHUNK = 20_000  # steps of the journal that are sorted into waves at a time: those of different sessions make one batch
 
