@@ -1,8 +1,8 @@
 """The step layers: each owns its parameters, has a state size, and is a pure step for a batch of rows.
 
-    B rows of a batch    V ids    H size of a recurrent layer    K inputs    N outputs
+    B rows of a batch    V ids    K inputs    N outputs    S numbers of a layer's state
 
-A layer without memory has a state size of 0. A layer with memory gives out the first N numbers of its new state.
+Here are the interface and the layers without memory, whose state size is 0; `cells` and `windows` have the others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rnnstream.model.activations import ACTIVATIONS, sigmoid
+from rnnstream.model.activations import ACTIVATIONS
 from rnnstream.model.spec import Layer
 from rnnstream.model.tiles import Product
 
@@ -42,6 +42,11 @@ def input_transform(layer: Layer, w: Array, b: Array) -> Transform:  # w [N, K],
     return Columns(w, b) if layer.from_onehot else Affine(w, b)
 
 
+def products_of(layer: Layer, name: str, transform: Transform) -> dict[str, Product]:
+    """The product of an input transform under its file name, if it is one."""
+    return {layer.tensors[name]: transform.product} if isinstance(transform, Affine) else {}
+
+
 class Affine:
     """x -> w x + b for numbers: an exact product."""
 
@@ -64,17 +69,6 @@ class Columns:
     def __call__(self, ids: Array) -> Array:  # [B] -> [B, N]
         """Of ids."""
         return self.columns.take(ids, axis=0)
-
-
-class OneHot(StepLayer):
-    """Hands the ids on; the layer behind takes the column of its matrix that a one-hot vector would pick."""
-
-    def __init__(self, layer: Layer, tensors: dict[str, Array]) -> None:
-        self.products = {}
-
-    def step(self, state: Array, x: Array) -> tuple[Array, Array]:  # [B, 0], [B] -> [B, 0], [B]
-        """The ids as they are."""
-        return state, x
 
 
 class Embedding(StepLayer):
@@ -108,135 +102,48 @@ class Activation(StepLayer):
         self.function = ACTIVATIONS[layer.keys["function"]]
         self.products = {}
 
-    def step(self, state: Array, x: Array) -> tuple[Array, Array]:  # [B, 0], [B, N] -> [B, 0], [B, N]
+    def step(self, state: Array, x: Array) -> tuple[Array, Array]:  # [B, 0], [B, K] -> [B, 0], [B, K]
         """The function of each row."""
-        return state, self.function(x.copy(order="C"))
+        return state, self.function(np.ascontiguousarray(x))  # a sum over another layout has other bits
 
 
-def products_of(layer: Layer, name: str, transform: Transform) -> dict[str, Product]:
-    """The product of an input transform under its file name, if it is one."""
-    return {layer.tensors[name]: transform.product} if isinstance(transform, Affine) else {}
-
-
-class RNN(StepLayer):
-    """The vanilla recurrence (Elman 1990), as in torch.nn.RNN and keras SimpleRNN with their two biases added up.
+class Scale(StepLayer):
+    """y = s * x + b, number by number: batch normalisation (Ioffe and Szegedy 2015) with its statistics folded in.
 
     ::
 
-        a<t> = g1(waa a<t-1> + wax x<t> + ba)
-
-    State: a, H numbers.
+        s = gamma / sqrt(variance + epsilon)        b = beta - mean * s
     """
 
     def __init__(self, layer: Layer, tensors: dict[str, Array]) -> None:
-        self.state_size = layer.state_size
-        self.drive = input_transform(layer, tensors["wax"], tensors["ba"])
-        self.recur = Product(tensors["waa"])
-        self.g1 = ACTIVATIONS[layer.keys["activation"]]
-        self.products = {layer.tensors["waa"]: self.recur} | products_of(layer, "wax", self.drive)
+        self.s, self.b = tensors["s"].copy(), tensors["b"].copy()
+        self.products = {}
 
-    def step(self, state: Array, x: Array) -> tuple[Array, Array]:  # [B, H], [B, K] -> [B, H], [B, H]
-        """a<t>, twice."""
-        z = self.recur(state)
-        z += self.drive(x)
-        a = self.g1(z)
-        return a, a
+    def step(self, state: Array, x: Array) -> tuple[Array, Array]:  # [B, 0], [B, K] -> [B, 0], [B, K]
+        """Scaled and shifted."""
+        y = x * self.s
+        y += self.b
+        return state, y
 
 
-class GRU(StepLayer):
-    """The gated recurrent unit (Cho et al. 2014, arXiv:1406.1078), in both ways to reset.
+class LayerNorm(StepLayer):
+    """Layer normalisation over the K features of a token (Ba et al. 2016), as in torch.nn.LayerNorm and Keras.
 
-    Gates are stacked in the order r, z, n: `waa` [3H, H], `wax` [3H, K], `ba` [3H]. With reset "after" the recurrent product
-    (torch.nn.GRU, keras reset_after=True, cuDNN) the candidate has a recurrent bias `bh` [H] of its own::
+    ::
 
-        r = sigmoid(waa_r a<t-1> + wax_r x<t> + ba_r)
-        z = sigmoid(waa_z a<t-1> + wax_z x<t> + ba_z)
-        n = tanh(r * (waa_n a<t-1> + bh) + wax_n x<t> + ba_n)        reset after
-        n = tanh(waa_n (r * a<t-1>) + wax_n x<t> + ba_n)             reset before (the paper; keras reset_after=False)
-        a<t> = n + z * (a<t-1> - n)                                  that is (1 - z) * n + z * a<t-1>
-
-    State: a, H numbers.
+        m = sum_k x_k / K        v = sum_k (x_k - m)^2 / K        y = s * (x - m) / sqrt(v + epsilon) + b
     """
 
     def __init__(self, layer: Layer, tensors: dict[str, Array]) -> None:
-        self.state_size = h = layer.state_size
-        self.drive = input_transform(layer, tensors["wax"], tensors["ba"])
-        waa, name = tensors["waa"], layer.tensors["waa"]
-        if layer.keys["reset"] == "after":
-            self.bh: Array | None = tensors["bh"].copy()
-            self.recur = Product(waa)
-            self.products = {name: self.recur}
-        else:
-            self.bh = None
-            self.recur, self.recur_n = Product(waa[: 2 * h]), Product(waa[2 * h :])
-            self.products = {f"{name} (r, z)": self.recur, f"{name} (n)": self.recur_n}
-        self.products |= products_of(layer, "wax", self.drive)
+        self.s, self.b = tensors["s"].copy(), tensors["b"].copy()
+        self.epsilon: float = layer.keys["epsilon"]
+        self.products = {}
 
-    def step(self, state: Array, x: Array) -> tuple[Array, Array]:  # [B, H], [B, K] -> [B, H], [B, H]
-        """a<t>, twice."""
-        h = self.state_size
-        drive, recur = self.drive(x), self.recur(state)
-        gates = sigmoid(drive[:, : 2 * h] + recur[:, : 2 * h])
-        r, z = gates[:, :h], gates[:, h:]
-        if self.bh is not None:
-            n = recur[:, 2 * h :] + self.bh
-            n *= r
-        else:
-            n = self.recur_n(r * state)
-        n += drive[:, 2 * h :]
-        np.tanh(n, out=n)
-        a = state - n
-        a *= z
-        a += n
-        return a, a
-
-
-class LSTM(StepLayer):
-    """Long short-term memory with a forget gate (Gers et al. 2000), as in torch.nn.LSTM with its two biases added up.
-
-    Gates are stacked in the order i, f, g, o: `waa` [4H, H], `wax` [4H, K], `ba` [4H]::
-
-        i = sigmoid(waa_i a<t-1> + wax_i x<t> + ba_i)        g = tanh(waa_g a<t-1> + wax_g x<t> + ba_g)
-        f = sigmoid(waa_f a<t-1> + wax_f x<t> + ba_f)        o = sigmoid(waa_o a<t-1> + wax_o x<t> + ba_o)
-        c<t> = f * c<t-1> + i * g                            a<t> = o * tanh(c<t>)
-
-    State: a then the cell c, 2H numbers.
-    """
-
-    def __init__(self, layer: Layer, tensors: dict[str, Array]) -> None:
-        self.state_size, self.h = layer.state_size, layer.outputs
-        self.drive = input_transform(layer, tensors["wax"], tensors["ba"])
-        self.recur = Product(tensors["waa"])
-        self.products = {layer.tensors["waa"]: self.recur} | products_of(layer, "wax", self.drive)
-
-    def step(self, state: Array, x: Array) -> tuple[Array, Array]:  # [B, 2H], [B, K] -> [B, 2H], [B, H]
-        """The new a and c, and a."""
-        h = self.h
-        s = self.recur(state[:, :h])
-        s += self.drive(x)
-        i_f = sigmoid(s[:, : 2 * h].copy())
-        g = np.tanh(s[:, 2 * h : 3 * h])
-        o = sigmoid(s[:, 3 * h :].copy())
-        new = np.empty_like(state)
-        a, c = new[:, :h], new[:, h:]
-        np.multiply(i_f[:, h:], state[:, h:], out=c)
-        g *= i_f[:, :h]
-        c += g
-        np.multiply(o, np.tanh(c), out=a)
-        return new, a
-
-
-BUILDERS: dict[str, Callable[[Layer, dict[str, Array]], StepLayer]] = {
-    "onehot": OneHot,
-    "embedding": Embedding,
-    "dense": Dense,
-    "activation": Activation,
-    "rnn": RNN,
-    "gru": GRU,
-    "lstm": LSTM,
-}
-
-
-def build(layer: Layer, tensors: dict[str, Array]) -> StepLayer:
-    """The step layer of an entry of the chain; `tensors` are the whole file's."""
-    return BUILDERS[layer.kind](layer, {name: tensors[file_name] for name, file_name in layer.tensors.items()})
+    def step(self, state: Array, x: Array) -> tuple[Array, Array]:  # [B, 0], [B, K] -> [B, 0], [B, K]
+        """Normalised, scaled and shifted."""
+        x = np.ascontiguousarray(x)  # a sum over another layout has other bits
+        y = x - x.mean(axis=1, keepdims=True)
+        y /= np.sqrt((y * y).mean(axis=1, keepdims=True) + self.epsilon)
+        y *= self.s
+        y += self.b
+        return state, y

@@ -6,25 +6,61 @@ B rows of a batch    S numbers of a state    F features    V outputs
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from rnnstream.errors import ModelError
 from rnnstream.model.blas import fingerprint, one_thread
-from rnnstream.model.layers import build
+from rnnstream.model.cells import GRU, LSTM, RNN
+from rnnstream.model.kinds import LAYERS
+from rnnstream.model.layers import Activation, Dense, Embedding, LayerNorm, Scale, StepLayer
 from rnnstream.model.spec import Layer, Spec, parse
 from rnnstream.model.step import Input, Output, StepModel
 from rnnstream.model.tiles import Product
+from rnnstream.model.windows import Conv, Pool
 
 Array = npt.NDArray[Any]
+
+BUILDERS: dict[str, Callable[[Layer, dict[str, Array]], StepLayer]] = {
+    "embedding": Embedding,
+    "dense": Dense,
+    "activation": Activation,
+    "scale": Scale,
+    "layernorm": LayerNorm,
+    "conv": Conv,
+    "pool": Pool,
+    "rnn": RNN,
+    "gru": GRU,
+    "lstm": LSTM,
+}  # all but onehot, which is nothing to do: the layer behind takes ids; and residual, which needs another layer's outputs
+
+
+class _Stage(NamedTuple):
+    """A layer in its place.
+
+    Attributes:
+        number: in the chain, from 1.
+        layer: what it does; None for a residual.
+        place: of its state in the state of the whole; None without memory.
+        of: for a residual, the number of the layer that it adds, 0 for the input.
+        added: a residual adds what this one gives out.
+    """
+
+    number: int
+    layer: StepLayer | None
+    place: slice | None
+    of: int
+    added: bool
 
 
 class Network(StepModel):
     """A chain of layers in NumPy.
 
-    The layers up to the last one with memory are the recurrence; those behind it are the head.
+    The layers up to the last one with memory, and a residual behind it that reaches in front of it, are the recurrence; those
+    behind are the head.
 
     Args:
         spec: the specification, as docs/model-format.md describes it, or already parsed.
@@ -48,21 +84,18 @@ class Network(StepModel):
         self.numerics = fingerprint()
         self._a0 = tensors["a0"].copy() if spec.initial_state else np.zeros(spec.state_size, self.dtype)
         with one_thread():
-            self._chain = [build(layer, tensors) for layer in spec.layers]
-        self._places: list[slice] = []  # of each layer's state
-        start = 0
-        for layer in self._chain:
-            self._places.append(slice(start, start + layer.state_size))
-            start += layer.state_size
-        with_memory = [place for place, layer in enumerate(self._chain) if layer.state_size]
-        self._split = with_memory[-1] + 1 if with_memory else 0
+            self._stages = list(_stages(spec, tensors))
+        self._split = _split(spec.layers)
+        self._recurrence = [stage for stage in self._stages if stage.number <= self._split]
+        self._behind = [stage for stage in self._stages if stage.number > self._split]
         self._widen = not token and self.dtype != np.float32  # dense tokens are float32, whatever the model computes in
         self.exact = not measure or measure_step(spec)
 
     @property
     def products(self) -> dict[str, Product]:
         """The exact products of all layers, by the name of their matrix in the file."""
-        return {name: product for layer in self._chain for name, product in layer.products.items()}
+        layers = [stage.layer for stage in self._stages if stage.layer]
+        return {name: product for layer in layers for name, product in layer.products.items()}
 
     def initial_state(self) -> Array:  # -> [S]
         """a<0>: zero, or the tensor a0 of the file."""
@@ -70,30 +103,69 @@ class Network(StepModel):
 
     def advance(self, states: Array, inputs: Array) -> tuple[Array, Array]:  # [B, S], [B] or [B, K] -> [B, S], [B, F]
         """The recurrence; the features are what its last layer gives out."""
-        x, new = inputs.astype(self.dtype) if self._widen else inputs, []
-        for layer, place in zip(self._chain[: self._split], self._places, strict=False):
-            state, x = layer.step(states[:, place], x)
-            if layer.state_size:
-                new.append(state)
+        x = inputs.astype(self.dtype) if self._widen else inputs
+        new, x = self._through(self._recurrence, states, states[:, :0], x, {0: x})
         return (new[0] if len(new) == 1 else np.concatenate(new, axis=1) if new else states), x
 
     def head(self, features: Array) -> Array:  # [B, F] -> [B, V]
         """The layers behind the recurrence."""
         nothing = features[:, :0] if features.ndim == 2 else np.empty((len(features), 0), self.dtype)
-        for layer in self._chain[self._split :]:
-            features = layer.step(nothing, features)[1]
-        return features
+        return self._through(self._behind, nothing, nothing, features, {self._split: features})[1]
+
+    def _through(
+        self, stages: list[_Stage], states: Array, nothing: Array, x: Array, seen: dict[int, Array]
+    ) -> tuple[list[Array], Array]:  # [B, S], [B, 0], [B] or [B, K] -> each [B, its S], [B, N]
+        """One token through some layers: the new states of those with memory, and the outputs of the last one.
+
+        `seen` is what residuals add, by the number of the layer that gave it.
+        """
+        new = []
+        for number, layer, place, of, added in stages:
+            if layer is None:
+                x = x + seen[of]
+            elif place is None:
+                x = layer.step(nothing, x)[1]
+            else:
+                state, x = layer.step(states[:, place], x)
+                new.append(state)
+            if added:
+                seen[number] = x
+        return new, x
 
     def features(self, states: Array) -> Array | None:  # [B, S] -> [B, F]
-        """What the last layer with memory gives out: the first numbers of its state. None without memory."""
-        if not self._split:
+        """What a recurrent layer at the end of the recurrence gives out: the first numbers of its state. Otherwise None."""
+        if not self._split or not LAYERS[self.spec.layers[self._split - 1].kind].recurrent:
             return None
-        start = self._places[self._split - 1].start
-        return states[:, start : start + self.spec.layers[self._split - 1].outputs]
+        last = self.spec.layers[self._split - 1]
+        start = self.state_size - last.state_size
+        return states[:, start : start + last.outputs]
+
+
+def _stages(spec: Spec, tensors: dict[str, Array]) -> Iterable[_Stage]:
+    """The layers that do something, each with the part of the state that is its own; `tensors` are the whole file's."""
+    start, added = 0, {entry.keys["of"] for entry in spec.layers if entry.kind == "residual"}
+    for number, entry in enumerate(spec.layers, 1):
+        place = slice(start, start + entry.state_size) if entry.state_size else None
+        start += entry.state_size
+        if entry.kind == "residual":
+            yield _Stage(number, None, None, entry.keys["of"], number in added)
+        elif entry.kind != "onehot":
+            own = {name: tensors[file_name] for name, file_name in entry.tensors.items()}
+            yield _Stage(number, BUILDERS[entry.kind](entry, own), place, 0, number in added)
+
+
+def _split(layers: tuple[Layer, ...]) -> int:
+    """How many layers the recurrence has: up to the last one with memory, or with a residual that reaches in front of that."""
+    split = 0
+    for number, layer in enumerate(layers, 1):
+        if layer.state_size or (split and layer.kind == "residual" and layer.keys["of"] < split):
+            split = number
+    return split
 
 
 def _line(layer: Layer) -> str:
-    keys = " ".join(f"{value}" for key, value in layer.keys.items() if key != "size")
+    given = {key: value for key, value in layer.keys.items() if key != "size"}
+    keys = ", ".join(value if isinstance(value, str) else f"{key} {value}" for key, value in given.items())
     return f"{layer.kind} {layer.inputs} -> {layer.outputs}" + (f" ({keys})" if keys else "")
 
 
@@ -160,7 +232,7 @@ def measure_step(spec: Spec) -> bool:
         return [new, logits, twin.output.g2(logits)]
 
     def same(some: list[Array], others: list[Array]) -> bool:
-        return all(np.array_equal(one, other) for one, other in zip(some, others, strict=True))
+        return all(np.array_equal(one, other, equal_nan=True) for one, other in zip(some, others, strict=True))
 
     with one_thread():
         together = step(states, inputs)

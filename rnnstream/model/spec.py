@@ -1,66 +1,20 @@
 """The specification of a model: what the file's JSON says, checked, and the tensors that it asks for.
 
-`LAYERS` is the one table of layer kinds: their keys, and the names and shapes of their tensors.
-
-    V ids of the vocabulary    H size of a recurrent layer    K inputs of a layer    N its outputs    S size of the state
+V ids of the vocabulary    K inputs of a layer    N its outputs    S size of the state
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from rnnstream.errors import ModelError
-from rnnstream.model.activations import ACTIVATIONS
+from rnnstream.model.kinds import LARGEST, LAYERS, TAKE_ONEHOT, Keys, Shapes, check_size, one_of
 
 FORMAT = 1
 HEADS = ("categorical", "bernoulli", "linear")
-LARGEST = 1 << 24  # of any size: a matrix side beyond 16 million is a damaged file
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class LayerKind:
-    """A row of the table of layers.
-
-    Attributes:
-        keys: what its entry in the specification may hold beside "kind", with the values that are allowed (None: a size).
-        defaults: keys that may be absent.
-        tensors: (K, its keys) -> shapes by name, without the layer's number.
-        state: (its keys) -> size of its state, 0 for layers without memory.
-        tokens: it takes ids.
-    """
-
-    keys: dict[str, tuple[str, ...] | None]
-    defaults: dict[str, str]
-    tensors: Callable[[int, dict[str, Any]], Shapes]
-    state: Callable[[dict[str, Any]], int] = lambda keys: 0
-    tokens: bool = False
-
-
-def _gates(number: int) -> Callable[[int, dict[str, Any]], Shapes]:
-    def shapes(k: int, keys: dict[str, Any]) -> Shapes:
-        h = keys["size"]
-        found = {"waa": (number * h, h), "wax": (number * h, k), "ba": (number * h,)}
-        return found | {"bh": (h,)} if keys.get("reset") == "after" else found
-
-    return shapes
-
-
-_G1 = tuple(ACTIVATIONS)
-LAYERS: dict[str, LayerKind] = {
-    "onehot": LayerKind({}, {}, lambda k, keys: {}, tokens=True),
-    "embedding": LayerKind({"size": None}, {}, lambda k, keys: {"e": (k, keys["size"])}, tokens=True),
-    "dense": LayerKind({"size": None}, {}, lambda k, keys: {"w": (keys["size"], k), "b": (keys["size"],)}),
-    "activation": LayerKind({"function": _G1}, {}, lambda k, keys: {}),
-    "rnn": LayerKind({"size": None, "activation": _G1}, {"activation": "tanh"}, _gates(1), lambda keys: keys["size"]),
-    "gru": LayerKind({"size": None, "reset": ("after", "before")}, {"reset": "after"}, _gates(3), lambda keys: keys["size"]),
-    "lstm": LayerKind({"size": None}, {}, _gates(4), lambda keys: 2 * keys["size"]),
-}
-TAKE_ONEHOT = ("dense", "rnn", "gru", "lstm")  # layers with a matrix of which a one-hot vector picks a column
+MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -78,7 +32,7 @@ class Layer:
     """
 
     kind: str
-    keys: dict[str, Any]
+    keys: Keys
     inputs: int
     outputs: int
     state_size: int
@@ -130,12 +84,12 @@ def parse(given: Any) -> Spec:
     if not isinstance(name, str) or len(name) > 200:
         raise ModelError(f"name is {name!r:.60}; it is a str of at most 200 characters.")
     _utf8(name, "name")
-    dtype = _one_of(spec.get("dtype", "float32"), ("float32", "float64"), "dtype")
+    dtype = one_of("float32", "float64")(spec.get("dtype", "float32"), "dtype")
     source = _map(spec.get("input"), "input", {"kind", "size", "vocabulary"})
-    kind = _one_of(source.get("kind"), ("token", "dense"), "input.kind")
-    size = _size(source.get("size"), "input.size")
+    kind = one_of("token", "dense")(source.get("kind"), "input.kind")
+    size = check_size(source.get("size"), "input.size")
     vocabulary = _vocabulary(source, kind, size)
-    head = _one_of(spec.get("head"), HEADS, "head")
+    head = one_of(*HEADS)(spec.get("head"), "head")
     initial_state = spec.get("initial_state", False)
     if not isinstance(initial_state, bool):
         raise ModelError(f"initial_state is {initial_state!r:.60}; it is true when the file holds the tensor a0.")
@@ -159,14 +113,15 @@ def parse(given: Any) -> Spec:
 
 def _chain(given: Any, kind: str, size: int) -> tuple[tuple[Layer, ...], Shapes]:
     """The layers with their sizes, and the shapes of all their tensors."""
-    if not isinstance(given, list) or not 1 <= len(given) <= 1000:
-        raise ModelError("layers is not a list of 1 to 1,000 layers.")
+    if not isinstance(given, list) or not 1 <= len(given) <= MOST_LAYERS:
+        raise ModelError(f"layers is not a list of 1 to {MOST_LAYERS:,} layers.")
     entries = [_layer(entry, f"layers[{place}]") for place, entry in enumerate(given)]
-    cells = [name for name, keys in entries if LAYERS[name].state(keys)]
-    plain = cells == ["rnn"]  # one vanilla layer: its tensors are called as in the equations, without a number
+    recurrent = [name for name, keys in entries if LAYERS[name].recurrent]
+    plain = recurrent == ["rnn"]  # one vanilla layer: its tensors are called as in the equations, without a number
     layers: list[Layer] = []
     shapes: Shapes = {}
     ids, onehot = kind == "token", False
+    gives = [None if ids else size]  # the input and each layer: how many numbers, None for ids
     for place, (name, keys) in enumerate(entries):
         row = LAYERS[name]
         if row.tokens != ids:
@@ -174,6 +129,8 @@ def _chain(given: Any, kind: str, size: int) -> tuple[tuple[Layer, ...], Shapes]
             raise ModelError(f"layers[{place}] is {name}, behind {'token ids' if ids else 'numbers'}; {takes}.")
         if onehot and name not in TAKE_ONEHOT:
             raise ModelError(f"layers[{place}] is {name}; behind onehot comes one of {', '.join(TAKE_ONEHOT)}.")
+        if name == "residual":
+            _check_residual(keys["of"], gives, f"layers[{place}].of")
         last_dense = name == "dense" and place == len(entries) - 1
         number = "" if plain else str(place + 1)
         names: dict[str, str] = {}
@@ -184,22 +141,34 @@ def _chain(given: Any, kind: str, size: int) -> tuple[tuple[Layer, ...], Shapes]
                 names[tensor] = tensor + (number if tensor in ("waa", "wax", "ba", "bh") else str(place + 1))
             shapes[names[tensor]] = shape
         outputs = keys.get("size", size)
-        layers.append(Layer(name, keys, size, outputs, row.state(keys), names, onehot))
+        state = row.state(size, keys)
+        if state > LARGEST:
+            raise ModelError(f"layers[{place}] would keep {state:,} numbers of state; {LARGEST:,} are the most.")
+        layers.append(Layer(name, keys, size, outputs, state, names, onehot))
         ids, onehot, size = False, name == "onehot", outputs
+        gives.append(None if onehot else outputs)
     if onehot:
         raise ModelError("layers ends with onehot, which has no numbers of its own to give; put a layer behind it.")
     return tuple(layers), shapes
 
 
-def _layer(entry: Any, where: str) -> tuple[str, dict[str, Any]]:
-    kind = _one_of(entry.get("kind") if isinstance(entry, dict) else None, tuple(LAYERS), f"{where}.kind")
+def _check_residual(of: int, gives: list[int | None], where: str) -> None:
+    """What a residual layer adds has to be numbers from in front of it, as many as come in."""
+    if of >= len(gives):
+        raise ModelError(
+            f"{where} is {of!r:.60}; this is layer {len(gives)}, and only one in front of it can be added, or 0, the input."
+        )
+    if gives[of] is None:
+        raise ModelError(f"{where} is {of}, which gives ids; only numbers can be added.")
+    if gives[of] != gives[-1]:
+        raise ModelError(f"{where} is {of}, which gives {gives[of]} numbers; {gives[-1]} come in, and as many can be added.")
+
+
+def _layer(entry: Any, where: str) -> tuple[str, Keys]:
+    kind = one_of(*LAYERS)(entry.get("kind") if isinstance(entry, dict) else None, f"{where}.kind")
     row = LAYERS[kind]
     given = _map(entry, where, {"kind", *row.keys})
-    keys: dict[str, Any] = {}
-    for key, allowed in row.keys.items():
-        value = given.get(key, row.defaults.get(key))
-        keys[key] = _size(value, f"{where}.{key}") if allowed is None else _one_of(value, allowed, f"{where}.{key}")
-    return kind, keys
+    return kind, {key: check(given.get(key, row.defaults.get(key)), f"{where}.{key}") for key, check in row.keys.items()}
 
 
 def _vocabulary(source: dict[str, Any], kind: str, size: int) -> tuple[str, ...] | None:
@@ -230,16 +199,4 @@ def _map(value: Any, where: str, known: set[str]) -> dict[str, Any]:
     for key in value:
         if key not in known:
             raise ModelError(f"{where} has the unknown key {key!r:.60}; it takes {', '.join(sorted(known))}.")
-    return value
-
-
-def _one_of(value: Any, allowed: tuple[str, ...], where: str) -> str:
-    if not isinstance(value, str) or value not in allowed:
-        raise ModelError(f"{where} is {value!r:.60}; it is one of {', '.join(allowed)}.")
-    return value
-
-
-def _size(value: Any, where: str) -> int:
-    if type(value) is not int or not 1 <= value <= LARGEST:
-        raise ModelError(f"{where} is {value!r:.60}; it is an int from 1 to {LARGEST:,}.")
     return value

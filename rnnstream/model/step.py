@@ -122,8 +122,10 @@ class Output:
 
     def g2(self, logits: Array) -> Array:  # [B, V] -> [B, V]
         """y<t> of the logits, which stay as they are."""
-        z = logits.copy(order="C")
-        return softmax(z) if self.kind == "categorical" else sigmoid(z) if self.kind == "bernoulli" else z
+        if self.kind == "linear":
+            return logits.copy()
+        z = np.ascontiguousarray(logits)  # a sum over another layout has other bits
+        return softmax(z) if self.kind == "categorical" else sigmoid(z)
 
 
 def _check_vocabulary(vocabulary: tuple[str, ...] | None, size: int) -> None:
@@ -136,7 +138,7 @@ class StepModel(ABC):
 
     Attributes:
         name: for people.
-        digest: hex SHA-256 that tells this model from any other.
+        digest: a string that tells this model from any other; the built-in network's is a hex SHA-256.
         exact: the bits of a row do not depend on the other rows of its batch.
         numerics: fingerprint of what the bits depend on beside the model: kernels, library versions.
         dtype: of states, features and outputs.

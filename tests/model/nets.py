@@ -38,12 +38,32 @@ def rnn(size, activation="tanh"):
     return {"kind": "rnn", "size": size, "activation": activation}
 
 
-def gru(size, reset="after"):
-    return {"kind": "gru", "size": size, "reset": reset}
+def gru(size, reset="after", **keys):
+    return {"kind": "gru", "size": size, "reset": reset, **keys}
 
 
-def lstm(size):
-    return {"kind": "lstm", "size": size}
+def lstm(size, **keys):
+    return {"kind": "lstm", "size": size, **keys}
+
+
+def scale():
+    return {"kind": "scale"}
+
+
+def layernorm(**keys):
+    return {"kind": "layernorm", **keys}
+
+
+def residual(of):
+    return {"kind": "residual", "of": of}
+
+
+def conv(size, kernel, dilation=1):
+    return {"kind": "conv", "size": size, "kernel": kernel, "dilation": dilation}
+
+
+def pool(function, window):
+    return {"kind": "pool", "function": function, "window": window}
 
 
 # One of each kind of network, with sizes that are no multiples of anything.
@@ -60,6 +80,36 @@ VARIANTS = {
         embedding(18), rnn(22), lstm(25), activation("relu"), gru(24), dense(20), activation("tanh"), dense(30), size=30
     ),
     "learned start": token_spec(embedding(8), lstm(12), gru(11), dense(7), size=7, initial_state=True),
+    "windows": dense_spec(
+        conv(17, 3, 2),
+        scale(),
+        activation("selu"),
+        pool("max", 3),
+        gru(19, activation="softsign", gate="hard_sigmoid_fifth"),
+        conv(15, 2),
+        pool("mean", 2),
+        dense(13),
+        activation("unit_length"),
+        size=11,
+        initial_state=True,
+    ),
+    "residuals": token_spec(
+        embedding(21),
+        layernorm(),
+        conv(21, 3),
+        residual(1),
+        lstm(21, activation="hard_tanh", gate="hard_sigmoid"),
+        residual(2),
+        scale(),
+        residual(6),
+        layernorm(epsilon=0.001),
+        dense(27),
+        activation("silu"),
+        dense(21),
+        residual(9),
+        dense(25),
+        size=25,
+    ),
     "no memory, tokens": token_spec(onehot(), dense(14), activation("tanh"), dense(15), size=15),
     "no memory, dense": dense_spec(activation("tanh"), dense(14), size=10),
 }

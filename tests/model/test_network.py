@@ -7,6 +7,7 @@ import pytest
 
 from rnnstream.errors import ModelError
 from rnnstream.model import step
+from rnnstream.model.blas import one_thread
 from rnnstream.model.network import Network, digest, measure_step, random_network
 from rnnstream.model.spec import parse
 
@@ -199,8 +200,8 @@ def test_lines_and_products():
     model = network(token_spec(embedding(3), gru(4, "before"), lstm(5), activation("relu"), dense(6), size=7))
     assert model.layers == [
         "embedding 7 -> 3",
-        "gru 3 -> 4 (before)",
-        "lstm 4 -> 5",
+        "gru 3 -> 4 (tanh, sigmoid, before)",
+        "lstm 4 -> 5 (tanh, sigmoid)",
         "activation 5 -> 5 (relu)",
         "dense 5 -> 6",
         "categorical head",
@@ -223,6 +224,16 @@ def test_a_step_that_is_not_exact_is_found_out(monkeypatch, name, fault):
     broken(monkeypatch, fault)
     assert not measure_step(parse(VARIANTS[name]))
     assert not network(VARIANTS[name]).exact
+
+
+def test_random_weights_that_overflow_are_no_sign_against_it():
+    """Infinite and NaN in every company alike: the twin's weights are not the model's."""
+    spec = dense_spec(*[activation("exponential")] * 4, dense(5), lstm(3), size=40)
+    with one_thread():
+        x = np.random.default_rng(0).uniform(-2, 2, (1, 40)).astype(np.float32)
+        twin = random_network(parse(spec))
+        assert not np.isfinite(twin.advance(twin.initial_state()[np.newaxis], x)[0]).all()
+    assert measure_step(parse(spec))
 
 
 @pytest.mark.parametrize(("head", "function"), [("categorical", "softmax"), ("bernoulli", "sigmoid")])
