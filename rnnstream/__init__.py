@@ -31,7 +31,8 @@ from rnnstream.errors import (
     TooLarge,
     UnknownSession,
 )
-from rnnstream.model.file import load, save
+from rnnstream.loading import load
+from rnnstream.model.file import save
 from rnnstream.model.network import Network
 from rnnstream.model.step import Input, Output, StepModel
 from rnnstream.prediction import Prediction

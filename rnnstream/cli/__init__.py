@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from rnnstream.cli.convert import convert
 from rnnstream.cli.feed import feed
 from rnnstream.cli.inspect import inspect
 from rnnstream.cli.selftest import selftest
@@ -39,5 +40,5 @@ def main() -> None:
     """Serve trained recurrent networks one token at a time."""
 
 
-for command in (serve, feed, session, store, inspect, selftest):
+for command in (serve, feed, session, store, convert, inspect, selftest):
     main.add_command(command)

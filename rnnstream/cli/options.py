@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from rnnstream.model.file import load
+from rnnstream.loading import load
 from rnnstream.model.step import StepModel
 from rnnstream.wire.limits import SESSION_BYTES
 from rnnstream.worker.worker import DEFAULT_BIND

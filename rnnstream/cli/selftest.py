@@ -1,4 +1,4 @@
-"""`rnnstream selftest`: the evidence that the same tokens give the same bits, on this machine."""
+"""`rnnstream selftest`: the evidence that the same tokens give the same bits, on this machine; or how far they are apart."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from rnnstream.cli.options import load_model
 from rnnstream.engine import selftest as measure
 from rnnstream.model.blas import fingerprint
 
+PROMISES = ("bits", "a tolerance, not bits")
+
 
 @click.command()
 @click.argument("model", required=False)
@@ -21,13 +23,15 @@ def selftest(ctx: click.Context, model: str | None, as_json: bool) -> None:
 
     MODEL is a model file or module:attribute; absent, the model that ships with the package. Three things are measured: the
     tiles in which each matrix is multiplied, a whole step, and sessions side by side in one process against each of them run
-    alone. Exit status 1 where a bit differs.
+    alone. Exit status 1 where a bit differs. A model that promises a tolerance and not bits, as one does that another library
+    runs in batches, is held to that: sessions in company may differ from each alone by rounding.
     """
     network = load_model(model)
     before, held = measure.blas_threads()
     machine = {
         "model": network.name,
         "digest": network.digest,
+        "promise": PROMISES[measure.tolerance(network) > 0],
         "kernels": fingerprint(),
         "blas_threads": before,
         "blas_threads_in_steps": held,
@@ -79,6 +83,8 @@ def _print_json(
             tokens=company.tokens,
             largest_batch=company.largest,
             different=company.different,
+            largest_difference=company.largest_difference,
+            tolerance=company.tolerance,
             passed=company.passed,
         )
     line("result", passed=passed)
@@ -111,11 +117,20 @@ def _print(
             ],
         )
     click.echo()
+    tolerance = max(found.tolerance for found in companies)
+    how = f"within {tolerance:g}: this model promises a tolerance, not bits" if tolerance else "bit by bit"
     out.table(
-        "Tokens in company against each session alone, bit by bit",
-        ("sessions", "beside", "tokens", "largest batch", "different", ""),
+        f"Tokens in company against each session alone, {how}",
+        ("sessions", "beside", "tokens", "largest batch", "largest difference" if tolerance else "different", ""),
         [
-            (found.sessions, found.beside, found.tokens, found.largest, found.different, _verdict(found.passed))
+            (
+                found.sessions,
+                found.beside,
+                found.tokens,
+                found.largest,
+                f"{found.largest_difference:.2g}" if tolerance else found.different,
+                _verdict(found.passed),
+            )
             for found in companies
         ],
     )

@@ -70,7 +70,7 @@ def serve(
         stop_on_signals(worker)  # not before there is a loop that can be stopped
         log.info("%s: %s", network.name or model, "; ".join(network.layers))
         if not network.exact:
-            log.warning("this machine's kernels do not give exact batches with this model: see rnnstream selftest")
+            log.warning("with this model the last bits of a token may depend on its company: see rnnstream selftest")
         for address in worker.addresses:
             click.echo(f"ready {address}")
 

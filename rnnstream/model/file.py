@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from os import PathLike
 from pathlib import Path
@@ -16,28 +15,18 @@ from safetensors.numpy import save as to_bytes
 from rnnstream.errors import ModelError
 from rnnstream.model.network import Network, check_tensors
 from rnnstream.model.spec import Spec, parse
-from rnnstream.model.step import StepModel, try_out
 
 KEY = "rnnstream"
 SHIPPED = Path(__file__).parent.parent / "data" / "tunes.safetensors"
 
 
-def load(source: str | PathLike[str] | None = None) -> StepModel:
-    """A model, ready to step.
-
-    Args:
-        source: a model file; or "module:attribute", a Python object with the step-model interface (or a function without
-            arguments that makes one); absent, the model that ships with the package.
-
-    Raises:
-        ModelError: the file or object is not there or cannot be used; the sentence says why.
-    """
-    if source is None:
-        return load_file(SHIPPED)
-    module, _, attribute = str(source).partition(":")
-    if attribute and not Path(source).exists() and all(part.isidentifier() for part in module.split(".")):
-        return _load_object(module, attribute)
-    return load_file(source)
+def is_model_file(path: str | PathLike[str]) -> bool:
+    """Whether this is a safetensors file with our metadata key; of any other, another framework may know more."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def load_file(path: str | PathLike[str]) -> Network:
@@ -89,20 +78,3 @@ def save(path: str | PathLike[str], spec: Spec | dict[str, Any], tensors: dict[s
     unfinished = Path(f"{path}.unfinished")  # so that no half of a file ever stands under the name
     unfinished.write_bytes(to_bytes(contiguous, {KEY: spec.text()}))
     unfinished.replace(path)
-
-
-def _load_object(module: str, attribute: str) -> StepModel:
-    where = f"{module}:{attribute}"
-    try:
-        found = importlib.import_module(module)
-    except ImportError as problem:
-        raise ModelError(f"{where}: the module cannot be imported: {problem}.") from None
-    except Exception as problem:  # a user's own code: whatever it raises
-        raise ModelError(f"{where}: importing the module failed: {type(problem).__name__}: {problem}.") from problem
-    if not hasattr(found, attribute):
-        raise ModelError(f"{where}: the module has no {attribute!r}.")
-    model = getattr(found, attribute)
-    if callable(model) and not isinstance(model, StepModel):
-        model = model()
-    try_out(model, where)
-    return model

@@ -10,11 +10,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from rnnstream.errors import ModelError
-from rnnstream.model.file import KEY, load, load_file, save
+from rnnstream.loading import load
+from rnnstream.model.file import KEY, load_file, save
 from rnnstream.model.network import Network
 
-from .contract import Average
 from .nets import VARIANTS, dense, onehot, rnn, token_spec, tokens, weights
+from .others import Average
 
 SPEC = token_spec(onehot(), rnn(4), dense(3), size=3, name="small")
 

@@ -1,0 +1,108 @@
+"""Files that hold arrays by name: .npz, .safetensors, and what torch.save wrote. Nothing in them is run."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from rnnstream.errors import ModelError
+
+Array = npt.NDArray[Any]
+NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")  # of checkpoints that hold more
+
+
+def arrays(path: Path) -> tuple[dict[str, Array], list[str]]:
+    """The arrays in a file by name, and notes about what was passed over.
+
+    Raises:
+        ModelError: it cannot be read, or holds something else than arrays.
+    """
+    if path.suffix == ".npz":
+        return _npz(path), []
+    if path.suffix == ".safetensors":
+        return _safetensors(path), []
+    return _torch(path)
+
+
+def _npz(path: Path) -> dict[str, Array]:
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return {name: file[name] for name in file}
+    except (OSError, ValueError, EOFError, BadZipFile) as problem:  # pickled objects are a ValueError
+        raise ModelError(f"it cannot be read as an .npz file of plain arrays: {problem}.") from None
+
+
+def _safetensors(path: Path) -> dict[str, Array]:
+    found = {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118
+                kind = file.get_slice(name).get_dtype()
+                if kind == "BF16":
+                    found[name] = _bfloat16(path, name)
+                elif kind.startswith("F8"):
+                    raise ModelError(f"The tensor {name} is {kind}, which is not read here; convert it to float32 first.")
+                else:
+                    found[name] = file.get_tensor(name)
+    except (OSError, SafetensorError) as problem:
+        raise ModelError(f"it cannot be read as a safetensors file: {problem}.") from None
+    return found
+
+
+def _bfloat16(path: Path, name: str) -> Array:
+    """A tensor of bfloat16, the upper half of a float32, widened; the format: huggingface.co/docs/safetensors."""
+    import json
+
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    entry = json.loads(data[8:start])[name]
+    first, last = entry["data_offsets"]
+    halves = np.frombuffer(data[start + first : start + last], "<u2")
+    return (halves.astype("<u4") << 16).view("<f4").reshape(entry["shape"])
+
+
+def _torch(path: Path) -> tuple[dict[str, Array], list[str]]:
+    if importlib.util.find_spec("torch") is None:
+        raise ModelError(
+            "PyTorch's own files are read by PyTorch: pip install 'rnnstream[torch]'. Without it, save the state_dict as "
+            "safetensors: safetensors.torch.save_file(model.state_dict(), ...)."
+        )
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as problem:  # unpickling, zip, runtime errors: torch raises many kinds
+        raise ModelError(
+            f"it holds more than tensors, or is damaged; nothing in it was run ({_first_line(problem)}). Save the weights "
+            "alone: torch.save(model.state_dict(), ...). A TorchScript program is served from Python: see docs/step-models.md."
+        ) from None
+    notes = []
+    if isinstance(found, dict):
+        inner = [key for key in NESTED if isinstance(found.get(key), dict)]
+        if inner and not any(isinstance(value, torch.Tensor) for value in found.values()):
+            others = sorted(str(key) for key in found if key != inner[0])
+            found = found[inner[0]]
+            notes.append(
+                f"the file is a checkpoint; its {inner[0]!r} was read" + (f", not {', '.join(others)}." if others else ".")
+            )
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise ModelError("it is no state_dict, a table of tensors by name: torch.save(model.state_dict(), ...) writes one.")
+    return {str(name): _numpy(str(name), tensor) for name, tensor in found.items()}, notes
+
+
+def _numpy(name: str, tensor: Any) -> Array:
+    import torch
+
+    if tensor.is_quantized or tensor.layout != torch.strided or tensor.is_complex():
+        raise ModelError(f"The tensor {name} is quantised, sparse or complex; plain floating point numbers are read here.")
+    return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def _first_line(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
