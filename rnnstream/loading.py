@@ -39,7 +39,7 @@ def load(
         ModelError: the file or object is not there or cannot be used; the sentence says why.
     """
     if source is None:
-        return load_file(SHIPPED)
+        source = SHIPPED
     name, path = str(source), Path(source)
     plugins = {plugin.name: plugin for plugin in entry_points(group=GROUP)}
     if not path.exists():
@@ -50,13 +50,15 @@ def load(
             return _made(_loaded(plugins[name]), f"The entry point {name}")
     elif path.suffix in plugins:
         return _made(_loaded(plugins[path.suffix]), f"The entry point {path.suffix}", path)
-    if path.suffix not in STATE_DICTS + KERAS + ONNX or not path.exists() or is_model_file(path):
+    if path.suffix.lower() not in STATE_DICTS + KERAS + ONNX or not path.exists() or is_model_file(path):
+        if spec is not None:
+            raise ModelError(f"{path}: a spec is for another framework's file.")
         return load_file(path)
     found = convert_or_run(path, hints(spec))
     if not isinstance(found, Converted):
         return found
     for note in found.notes:
-        log.info("%s: %s", path, note)
+        log.warning("%s: %s", path, note)  # seen without any set-up: a guess is never made in silence
     return found.network()
 
 
@@ -66,7 +68,7 @@ def convert_or_run(path: Path, said: Hints) -> Converted | OnnxStep:
     Raises:
         ModelError: neither is possible.
     """
-    if path.suffix not in ONNX:
+    if path.suffix.lower() not in ONNX:
         return convert(path, said)
     from rnnstream.adapters.onnx_step import OnnxStep, has_hints
     from rnnstream.convert.onnx_chain import NotAChain
@@ -105,6 +107,11 @@ def _object(module: str, attribute: str) -> StepModel:
 def _made(model: Any, where: str, *arguments: Any) -> StepModel:
     """The object itself, or what a class or function makes; tried out for a step."""
     if callable(model) and not isinstance(model, StepModel):
-        model = model(*arguments)
+        try:
+            model = model(*arguments)
+        except ModelError:
+            raise
+        except Exception as problem:  # a user's own code: whatever it raises
+            raise ModelError(f"{where}: making the model failed: {type(problem).__name__}: {problem}.") from problem
     try_out(model, where)
     return model

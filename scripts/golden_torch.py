@@ -64,7 +64,7 @@ class Around(nn.Module):
             {"from": "wide", "activation": "tanh"},
             {"from": "gru"},
             {"residual": "wide"},
-            {"from": "layer", "epsilon": 1e-4},
+            {"from": "layer", "kind": "layernorm", "epsilon": 1e-4},
             {"from": "out.0"},
             {"activation": "sigmoid"},
         ]

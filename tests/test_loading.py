@@ -55,14 +55,23 @@ def test_an_entry_point_by_its_name_and_by_a_suffix(tmp_path):
         rnnstream.load("gone")
     with pytest.raises(ModelError, match="There is no file counted"):
         rnnstream.load("counted")
+    with pytest.raises(ModelError, match="counting_plugin:broken: making the model failed: OSError: no luck"):
+        rnnstream.load("counting_plugin:broken")
 
 
 def test_another_frameworks_file_is_loaded_and_what_was_assumed_is_logged(tmp_path, caplog):
     shapes = {"waa": (4, 4), "wax": (4, 6), "ba": (4,), "wya": (6, 4), "by": (6,)}
     np.savez(tmp_path / "article.npz", **{name: np.full(shape, 0.1) for name, shape in shapes.items()})
-    with caplog.at_level(logging.INFO, "rnnstream"):
-        model = rnnstream.load(tmp_path / "article.npz")
+    model = rnnstream.load(tmp_path / "article.npz")
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
     assert [record.message.partition(": ")[2][:23] for record in caplog.records][:1] == ["g1 is taken to be tanh;"]
     assert model.forward([0]).shape == (1, 6)
     said = rnnstream.load(tmp_path / "article.npz", spec={"head": "linear", "name": "raw"})
     assert (said.name, said.output.kind) == ("raw", "linear")
+
+
+def test_a_spec_is_not_for_our_own_files():
+    with pytest.raises(ModelError, match="a spec is for another framework's file"):
+        rnnstream.load("no_such_file.rnn", spec={"head": "linear"})
+    with pytest.raises(ModelError, match="a spec is for another framework's file"):
+        rnnstream.load(spec={"head": "linear"})

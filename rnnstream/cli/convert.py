@@ -34,6 +34,8 @@ def convert(ctx: click.Context, source: str, target: str, spec: str | None, chec
     With --check, exit status 1 where the two differ by more than rounding; OUT is not written then.
     """
     path, said = Path(source), hints(spec)
+    if path.resolve() == Path(target).resolve():
+        raise ModelError(f"{source} would be written over itself; give the model file another name.")
     found = convert_or_run(path, said)
     ends = ".safetensors" if isinstance(found, Converted) else ".onnx"
     if Path(target).suffix != ends:
@@ -50,7 +52,7 @@ def convert(ctx: click.Context, source: str, target: str, spec: str | None, chec
         else:
             model, notes = found, ["this graph is no chain of layers; it runs as it is, in ONNX Runtime."]
             if checking:
-                notes.append("--check has nothing to compare: what runs is the source itself.")
+                notes.append("--check has nothing to compare: what runs is the source itself, one token at a time.")
             found.save(target)
     except OSError as problem:
         raise ModelError(f"{target} cannot be written: {problem.strerror}.") from None

@@ -21,7 +21,8 @@ ENTRIES = 12  # of a vocabulary that are shown
 def inspect(model: str | None, as_json: bool) -> None:
     """What is in MODEL: its layers, sizes, vocabulary, tensors and digest, and how its products are computed here.
 
-    MODEL is a model file or module:attribute; absent, the model that ships with the package.
+    MODEL is a model file, another framework's file, module:attribute or an entry point; absent, the model that ships with the
+    package.
     """
     network = load_model(model)
     found = describe(network)

@@ -46,8 +46,9 @@ def serve(
 ) -> None:
     """Serve MODEL until SIGTERM or Ctrl-C.
 
-    MODEL is a model file, or module:attribute for a Python object with the step-model interface; absent, the model that ships
-    with the package. A line "ready ADDRESS" on stdout says for each address that it is listened at: with port *, the real one.
+    MODEL is a model file, another framework's file (see convert), module:attribute for a Python object with the step-model
+    interface, or an entry point of another package; absent, the model that ships with the package. A line "ready ADDRESS" on
+    stdout says for each address that it is listened at: with port *, the real one.
     """
     if store is None and max_resident is not None:
         raise click.UsageError("--max-resident goes with --store: without one, sessions have nowhere else to be.")

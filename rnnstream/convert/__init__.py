@@ -13,6 +13,7 @@ from typing import Any
 from rnnstream.convert.hints import Hints, hints
 from rnnstream.convert.parts import Converted
 from rnnstream.errors import ModelError
+from rnnstream.model.file import is_model_file
 
 STATE_DICTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npz")
 KERAS = (".keras", ".h5", ".hdf5")
@@ -30,18 +31,21 @@ def convert(source: str | PathLike[str], spec: Hints | dict[str, Any] | str | Pa
         ModelError: it cannot be read, holds what cannot be streamed or is not known here, or does not say enough.
     """
     path, said = Path(source), hints(spec)
+    suffix = path.suffix.lower()
     if not path.exists():
         raise ModelError(f"There is no file {path}.")
     try:
-        if path.suffix in STATE_DICTS:
+        if is_model_file(path):
+            raise ModelError("it is a model file of rnnstream already.")
+        if suffix in STATE_DICTS:
             from rnnstream.convert import state_dict
 
             return state_dict.read(path, said)
-        if path.suffix in KERAS:
+        if suffix in KERAS:
             from rnnstream.convert import keras_file
 
             return keras_file.read(path, said)
-        if path.suffix in ONNX:
+        if suffix in ONNX:
             from rnnstream.convert import onnx_chain
 
             return onnx_chain.read(path, said)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import zipfile
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from rnnstream.errors import ModelError
 
 Array = npt.NDArray[Any]
+MOST_EXPANSION = 1000  # times that an .npz file may grow when it is unpacked: beyond what deflate can do with numbers
 NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")  # of checkpoints that hold more
 
 
@@ -23,19 +25,33 @@ def arrays(path: Path) -> tuple[dict[str, Array], list[str]]:
     Raises:
         ModelError: it cannot be read, or holds something else than arrays.
     """
-    if path.suffix == ".npz":
-        return _npz(path), []
-    if path.suffix == ".safetensors":
-        return _safetensors(path), []
-    return _torch(path)
+    suffix, notes = path.suffix.lower(), list[str]()
+    if suffix == ".npz":
+        found = _npz(path)
+    elif suffix == ".safetensors":
+        found = _safetensors(path)
+    else:
+        found, notes = _torch(path)
+    for name, array in found.items():
+        whole = array.dtype.kind in "iu" and name.endswith("num_batches_tracked")
+        if array.dtype.kind != "f" and not whole:
+            raise ModelError(f"The tensor {name} is of {array.dtype}; weights are floating point numbers.")
+        if not array.size or (not array.ndim and not whole):
+            raise ModelError(f"The tensor {name} has the shape {list(array.shape)}; no layer of a chain has such a one.")
+    widened = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in found.items()}
+    return widened, notes  # halves of a bias are added up, which float16 has not the digits for
 
 
 def _npz(path: Path) -> dict[str, Array]:
     try:
+        with zipfile.ZipFile(path) as members:  # np.load would take other files too
+            size = sum(member.file_size for member in members.infolist())
+        if size > MOST_EXPANSION * path.stat().st_size:
+            raise ValueError(f"its {path.stat().st_size:,} bytes would become {size:,}")
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in file}
-    except (OSError, ValueError, EOFError, BadZipFile) as problem:  # pickled objects are a ValueError
-        raise ModelError(f"it cannot be read as an .npz file of plain arrays: {problem}.") from None
+            return {name: np.asarray(file[name]) for name in file}
+    except Exception as problem:  # of a damaged file NumPy and zipfile raise a dozen kinds; pickled objects are a ValueError
+        raise ModelError(f"it cannot be read as an .npz file of plain arrays: {_first_line(problem)}.") from None
 
 
 def _safetensors(path: Path) -> dict[str, Array]:
@@ -57,8 +73,6 @@ def _safetensors(path: Path) -> dict[str, Array]:
 
 def _bfloat16(path: Path, name: str) -> Array:
     """A tensor of bfloat16, the upper half of a float32, widened; the format: huggingface.co/docs/safetensors."""
-    import json
-
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     entry = json.loads(data[8:start])[name]
@@ -75,12 +89,16 @@ def _torch(path: Path) -> tuple[dict[str, Array], list[str]]:
         )
     import torch
 
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as members:
+            if any("/code/" in name for name in members.namelist()):
+                raise ModelError("it is a TorchScript program, which is served from Python: TorchStep in docs/step-models.md.")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # unpickling, zip, runtime errors: torch raises many kinds
         raise ModelError(
             f"it holds more than tensors, or is damaged; nothing in it was run ({_first_line(problem)}). Save the weights "
-            "alone: torch.save(model.state_dict(), ...). A TorchScript program is served from Python: see docs/step-models.md."
+            "alone: torch.save(model.state_dict(), ...)."
         ) from None
     notes = []
     if isinstance(found, dict):
@@ -92,15 +110,20 @@ def _torch(path: Path) -> tuple[dict[str, Array], list[str]]:
                 f"the file is a checkpoint; its {inner[0]!r} was read" + (f", not {', '.join(others)}." if others else ".")
             )
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ModelError("it is no state_dict, a table of tensors by name: torch.save(model.state_dict(), ...) writes one.")
+        keys = f" (it has {', '.join(map(str, list(found)[:8]))})" if isinstance(found, dict) else ""
+        raise ModelError(
+            f"it is no state_dict, a table of tensors by name{keys}: torch.save(model.state_dict(), ...) writes one."
+        )
     return {str(name): _numpy(str(name), tensor) for name, tensor in found.items()}, notes
 
 
 def _numpy(name: str, tensor: Any) -> Array:
     import torch
 
-    if tensor.is_quantized or tensor.layout != torch.strided or tensor.is_complex():
-        raise ModelError(f"The tensor {name} is quantised, sparse or complex; plain floating point numbers are read here.")
+    plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+    if tensor.is_quantized or tensor.layout != torch.strided or tensor.dtype not in plain:
+        raise ModelError(f"The tensor {name} is {tensor.dtype} {tensor.layout}; plain floating point numbers are read here.")
+    tensor = tensor.detach()
     return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from rnnstream.convert import KERAS, ONNX
 from rnnstream.convert.hints import Hints, hints
-from rnnstream.convert.modules import ignored
+from rnnstream.convert.modules import without_ignored
 from rnnstream.convert.parts import Converted
 from rnnstream.errors import ModelError
 from rnnstream.model.blas import one_thread
@@ -68,12 +68,13 @@ def check(
     try:
         source, theirs = _run_source(path, said, converted, xs)
     except ImportError as problem:
-        raise ModelError(f"--check runs the framework that wrote {path}, which is not installed: {problem}.") from None
-    ours = model.forward(xs) if converted.has_head else _logits(model, xs)
+        hint = " Keras takes the backend that KERAS_BACKEND names." if path.suffix.lower() in KERAS else ""
+        raise ModelError(f"--check runs the framework that wrote {path}, which is not installed: {problem}.{hint}") from None
+    ours = (model.forward(xs) if converted.has_head else _logits(model, xs))[: len(theirs)]  # a graph may have a fixed length
     if theirs.shape != ours.shape:
         raise ModelError(f"{source} gives outputs of the shape {list(theirs.shape)}, the converted network {list(ours.shape)}.")
     largest = float((np.abs(theirs - ours) / np.maximum(1, np.abs(theirs))).max())
-    return Checked(source, "outputs" if converted.has_head else "logits", steps, largest)
+    return Checked(source, "outputs" if converted.has_head else "logits", len(theirs), largest)
 
 
 def random_tokens(model: StepModel, steps: int, seed: int = 0) -> list[Any]:
@@ -86,18 +87,18 @@ def random_tokens(model: StepModel, steps: int, seed: int = 0) -> list[Any]:
 
 
 def _run_source(path: Path, said: Hints, converted: Converted, xs: Sequence[Any]) -> tuple[str, Array]:
-    if path.suffix in KERAS:
+    if path.suffix.lower() in KERAS:
         from rnnstream.convert import keras_file
 
         return keras_file.run_source(path, said, converted, xs)
-    if path.suffix in ONNX:
+    if path.suffix.lower() in ONNX:
         from rnnstream.convert import onnx_chain
 
         return onnx_chain.run_source(path, said, converted, xs)
     from rnnstream.convert import equations, torch_source
     from rnnstream.convert.arrays import arrays
 
-    found = {name: array for name, array in arrays(path)[0].items() if not ignored(name, said)}
+    found = without_ignored(arrays(path)[0], said)
     if equations.are_equations(found):
         return equations.run_source(found, converted, xs)
     return torch_source.run_source(path, said, converted, xs)

@@ -38,10 +38,12 @@ def network(arrays: dict[str, Array], said: Hints, name: str, notes: list[str]) 
     for needed in ("ba", *(("by",) if "wya" in arrays else ())):
         if needed not in arrays:
             raise ModelError(f"The array {needed} is missing; without a bias, save zeros.")
-    flat = {key: array.reshape(-1) if key in ("ba", "by") else array for key, array in arrays.items()}
+    if "by" in arrays and "wya" not in arrays:
+        raise ModelError("There is by without wya: the output's matrix is missing.")
+    flat = {key: array[:, 0] if key in ("ba", "by") and array.shape[1:] == (1,) else array for key, array in arrays.items()}
     g1 = "tanh"
     if said.layers is not None:
-        if len(said.layers) != 1 or set(said.layers[0]) - {"kind", "activation"}:
+        if len(said.layers) != 1 or set(said.layers[0]) - {"kind", "activation"} or said.layers[0].get("kind", "rnn") != "rnn":
             raise ModelError("`layers` takes one table here, such as [{kind = 'rnn', activation = 'relu'}].")
         g1 = said.layers[0].get("activation", "tanh")
     else:

@@ -124,7 +124,7 @@ def hints(given: Hints | dict[str, Any] | str | PathLike[str] | None) -> Hints:
 
 def _read(path: Path) -> Any:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ModelError(f"There is no file {path}.") from None
     except (OSError, UnicodeDecodeError) as problem:

@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 
 RECURRENT = re.compile(r"(weight|bias)_(ih|hh|hr)(?:_l(\d+))?(_reverse)?")
 CELLS = {1: "rnn", 3: "gru", 4: "lstm"}  # by gates: weight_hh is [G * H, H]
+EMBEDDINGS = {"emb", "embed", "embedding", "embeddings"}  # words of the name of a matrix without a bias that is a table
 MOST_ORDERED = 6  # modules whose orders are tried out: 720 of them
 
 # What an entry of `layers` may say beside `from`, the tensors and `kind`.
@@ -36,6 +37,9 @@ KEYS = {
     "pool": {"pool", "window"},
     "residual": {"residual"},
 }
+
+
+BARE = {"activation": {"activation"}, "pool": {"pool", "window"}, "residual": {"residual"}}  # no tensors, and what they say
 
 
 @dataclass
@@ -57,6 +61,8 @@ class Module:
     @property
     def inputs(self) -> int:
         """K; V of an embedding."""
+        if self.kind == "batchnorm":
+            return len(self.tensors["running_mean"])
         matrix = self.tensors.get("weight", next(iter(self.tensors.values())))
         if self.kind in CELLS.values():
             matrix = next(tensor for name, tensor in sorted(self.tensors.items()) if name.startswith("weight_ih"))
@@ -67,8 +73,9 @@ class Module:
         """N or H."""
         if self.kind in CELLS.values():
             return next(tensor for name, tensor in self.tensors.items() if name.startswith("weight_hh")).shape[1]
-        weight = self.tensors.get("weight", next(iter(self.tensors.values())))
-        return weight.shape[1 if self.kind == "embedding" else 0]
+        if self.kind == "batchnorm":
+            return self.inputs
+        return self.tensors["weight"].shape[1 if self.kind == "embedding" else 0]
 
     def line(self) -> str:
         """For people."""
@@ -85,18 +92,31 @@ def modules(arrays: dict[str, Array]) -> list[Module]:
     groups: dict[str, dict[str, Array]] = {}
     for name, array in arrays.items():
         module, _, leaf = name.rpartition(".")
-        found = RECURRENT.fullmatch(leaf)
-        if found and found[4]:
-            raise ModelError(f"{module or leaf} is bidirectional ({name}): it reads the future, which a stream does not have.")
-        if found and found[2] == "hr":
-            raise ModelError(f"{module or leaf} is an LSTM with projections (proj_size, {name}), which is not supported.")
-        if not found and leaf not in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-            raise ModelError(
-                f"The tensor {name} {list(array.shape)} belongs to no module that is known here; `layers` in --spec says what "
-                "it is, `ignore` leaves it out."
-            )
         groups.setdefault(module, {})[leaf] = array
     return [Module(name, kind_of(name, tensors), tensors) for name, tensors in groups.items()]
+
+
+def _check_leaves(name: str, tensors: dict[str, Array]) -> None:
+    """Refuse a module with a tensor that is none of PyTorch's, or of a layer that cannot be streamed."""
+    called = name or "The module"
+    for leaf, tensor in tensors.items():
+        found = RECURRENT.fullmatch(leaf)
+        full = f"{name}.{leaf}" if name else leaf
+        if found and found[4]:
+            raise ModelError(f"{called} is bidirectional ({full}): it reads the future, which a stream does not have.")
+        if found and found[2] == "hr":
+            raise ModelError(f"{called} is an LSTM with projections (proj_size, {full}), which is not supported.")
+        if not found and leaf not in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            raise ModelError(
+                f"The tensor {full} {list(tensor.shape)} belongs to no module that is known here; `layers` in --spec says what "
+                "it is, `ignore` leaves it out."
+            )
+        if found and not found[3] and f"{leaf}_l0" in tensors:
+            raise ModelError(f"{called} has {leaf} twice: as a cell, and as a stack of layers ({leaf}_l0).")
+    if any(RECURRENT.fullmatch(leaf) for leaf in tensors):
+        for leaf in tensors:
+            if not RECURRENT.fullmatch(leaf):
+                raise ModelError(f"{called} is a cell with the tensor {leaf}, which PyTorch's cells do not have.")
 
 
 def kind_of(name: str, tensors: dict[str, Array]) -> str:
@@ -105,14 +125,19 @@ def kind_of(name: str, tensors: dict[str, Array]) -> str:
     Raises:
         ModelError: they are those of none.
     """
+    _check_leaves(name, tensors)
     if any(RECURRENT.fullmatch(leaf) for leaf in tensors):
+        for needed in ("weight_ih", "weight_hh"):
+            if not any(leaf.startswith(needed) for leaf in tensors):
+                raise ModelError(f"{name or 'The cell'}: the tensor {needed} is missing.")
         for leaf, tensor in tensors.items():
-            if leaf.startswith("weight_hh"):
-                gates, rest = divmod(tensor.shape[0], tensor.shape[-1]) if tensor.ndim == 2 else (0, 0)
-                if rest or gates not in CELLS:
-                    raise ModelError(f"{name}.{leaf} is {list(tensor.shape)}; a cell's is [H, H], [3H, H] or [4H, H].")
-                return CELLS[gates]
-        raise ModelError(f"The tensor weight_hh of {name} is missing.")
+            if leaf.startswith("weight_ih") and tensor.ndim != 2:
+                raise ModelError(f"{name}.{leaf} has the shape {list(tensor.shape)}; it is a matrix.")
+        leaf, tensor = next((leaf, tensor) for leaf, tensor in tensors.items() if leaf.startswith("weight_hh"))
+        gates, rest = divmod(tensor.shape[0], tensor.shape[-1]) if tensor.ndim == 2 else (0, 0)
+        if rest or gates not in CELLS:
+            raise ModelError(f"{name}.{leaf} is {list(tensor.shape)}; a cell's is [H, H], [3H, H] or [4H, H].")
+        return CELLS[gates]
     if "running_mean" in tensors:
         return "batchnorm"
     if "weight" not in tensors:
@@ -120,9 +145,14 @@ def kind_of(name: str, tensors: dict[str, Array]) -> str:
     dimensions = tensors["weight"].ndim
     if dimensions not in (1, 2, 3):
         raise ModelError(f"{name}.weight has the shape {list(tensors['weight'].shape)}, which no layer of a chain has.")
-    if dimensions == 2 and "bias" not in tensors and "emb" in name.lower():
+    if dimensions == 1:
+        raise ModelError(
+            f"{name} has only a vector of weights: a layer normalisation, or something else that is not known here. Where it "
+            f'is one, say so in --spec: layers = [..., {{from = "{name}", kind = "layernorm"}}, ...]'
+        )
+    if dimensions == 2 and "bias" not in tensors and EMBEDDINGS & set(re.split("[^a-z]+", name.lower())):
         return "embedding"
-    return {1: "layernorm", 2: "linear", 3: "conv"}[dimensions]
+    return {2: "linear", 3: "conv"}[dimensions]
 
 
 def said_order(arrays: dict[str, Array], entries: list[dict[str, Any]]) -> tuple[list[Module], set[str]]:
@@ -155,11 +185,7 @@ def said_order(arrays: dict[str, Array], entries: list[dict[str, Any]]) -> tuple
         used |= set(names.values())
         tensors = {leaf: arrays[name] for leaf, name in names.items()}
         name = entry.get("from") or next(iter(names.values()), "")
-        if tensors:
-            modules({f"{name}.{leaf}" if "from" in entry else leaf: tensor for leaf, tensor in tensors.items()})  # known ones?
-        kind = entry.get("kind") or (kind_of(name, tensors) if tensors else _without_tensors(entry, where))
-        if kind not in KEYS:
-            raise ModelError(f"{where}.kind is {kind!r:.60}; it is one of {', '.join(KEYS)}.")
+        kind = _kind(name, tensors, entry, where)
         said = {key: value for key, value in entry.items() if key not in ("from", "kind", *TENSORS)}
         for key in said:
             if key not in KEYS[kind]:
@@ -170,18 +196,32 @@ def said_order(arrays: dict[str, Array], entries: list[dict[str, Any]]) -> tuple
     return chain, used
 
 
-def _without_tensors(entry: dict[str, Any], where: str) -> str:
-    for kind in ("activation", "pool", "residual"):
-        if kind in entry:
-            return kind
-    raise ModelError(f"{where} says neither `from`, nor tensors, nor one of `activation`, `pool`, `residual`.")
+def _kind(name: str, tensors: dict[str, Array], entry: dict[str, Any], where: str) -> str:
+    """The kind of an entry: what it says, held against its tensors, or what these are."""
+    said = entry.get("kind")
+    if said is not None and said not in KEYS:
+        raise ModelError(f"{where}.kind is {said!r:.60}; it is one of {', '.join(KEYS)}.")
+    if not tensors:
+        kind = said or next((kind for kind in BARE if kind in entry), None)
+        if kind not in BARE:
+            raise ModelError(f"{where} says neither `from`, nor tensors, nor one of `activation`, `pool`, `residual`.")
+        for key in sorted(BARE[kind] - set(entry)):
+            raise ModelError(f"{where} is {kind} and does not say {key!r}.")
+        return kind
+    if said == "layernorm" and "weight" in tensors and tensors["weight"].ndim == 1:
+        _check_leaves(name, tensors)
+        return said
+    found = kind_of(name, tensors)
+    if said not in (None, found) and {said, found} != {"linear", "embedding"}:
+        raise ModelError(f"{where} says that {name} is {said}; by its tensors ({', '.join(tensors)}) it is {found}.")
+    return said or found
 
 
 def guessed_order(found: list[Module]) -> list[Module]:
     """The only order in which these modules fit together, where it is safe to say so.
 
-    Safe are an embedding in front, recurrent modules, and one linear layer behind: nothing else stands between those as a
-    rule. Modules that differ only by a number come in the order of their numbers.
+    Safe are an embedding in front, one stack of cells, and one linear layer behind, where sizes leave no other order: nothing
+    else stands between those as a rule. The stack may be a list, modules that differ by nothing but a number in their names.
 
     Raises:
         ModelError: there is none, or more than one, or something could stand between; the sentence has what --spec asks for.
@@ -192,17 +232,17 @@ def guessed_order(found: list[Module]) -> list[Module]:
     plain = (
         set(kinds) <= {"embedding", "linear", *CELLS.values()} and kinds.count("embedding") <= 1 and kinds.count("linear") <= 1
     )
-    if recurrent and plain and len(found) <= MOST_ORDERED:
+    one_list = len({re.sub(r"\d+", "#", module.name) for module in found if module.kind in CELLS.values()}) == 1
+    if recurrent and plain and one_list and len(found) <= MOST_ORDERED:
         fitting = [list(order) for order in itertools.permutations(found) if _fits(order)]
-        if len(fitting) > 1:
-            fitting = [order for order in fitting if _numbers(order) == sorted(_numbers(order))]
-        if len(fitting) == 1:
+        if len(fitting) == 1 and (fitting[0][-1].kind == "linear" or "linear" not in kinds):
             return fitting[0]
+    found.sort(key=lambda module: (module.kind != "embedding", [int(n) for n in re.findall(r"\d+", module.name)]))
     template = ", ".join(f'{{from = "{module.name}"}}' for module in found)
     raise ModelError(
         f"The file does not say how its parts follow one another, nor what stands between them: "
-        f"{'; '.join(module.line() for module in found)}. Write it down and pass it with --spec, in the right order and with "
-        f'{{activation = "relu"}} and the like where they belong: layers = [{template}]'
+        f"{'; '.join(module.line() for module in found)}. Write it down and pass it with `rnnstream convert --spec`, in the "
+        f'right order and with {{activation = "relu"}} and the like where they belong: layers = [{template}]'
     )
 
 
@@ -224,36 +264,34 @@ def _embedding_or_linear(module: Module, found: list[Module]) -> Module:
 
 
 def _fits(order: tuple[Module, ...]) -> bool:
-    if any(module.kind == "embedding" for module in order[1:]) or any(module.kind == "linear" for module in order[:-1]):
+    if any(module.kind == "embedding" for module in order[1:]):
         return False
     return all(one.outputs == other.inputs for one, other in itertools.pairwise(order))
 
 
-def _numbers(order: list[Module]) -> list[list[int]]:
-    return [[int(digits) for digits in re.findall(r"\d+", module.name)] for module in order if module.kind in CELLS.values()]
+def without_ignored(arrays: dict[str, Array], said: Hints) -> dict[str, Array]:
+    """The arrays that --spec does not say to leave out.
+
+    Raises:
+        ModelError: a pattern of `ignore` names none.
+    """
+    there = _some(sorted(arrays))
+    for pattern in said.ignore:
+        if not fnmatch.filter(arrays, pattern):
+            raise ModelError(f"`ignore` has {pattern!r:.60}, and no tensor is called so; these are there: {there}.")
+    return {name: array for name, array in arrays.items() if not any(fnmatch.fnmatchcase(name, p) for p in said.ignore)}
 
 
-def left_over(arrays: dict[str, Array], used: set[str], said: Hints) -> None:
+def refuse_unused(arrays: dict[str, Array], used: set[str]) -> None:
     """Refuse tensors that nothing uses.
 
     Raises:
-        ModelError: there are some that `ignore` does not name, or a pattern of `ignore` names none.
+        ModelError: there are some.
     """
-    for pattern in said.ignore:
-        if not fnmatch.filter(arrays, pattern):
-            raise ModelError(
-                f"`ignore` has {pattern!r:.60}, and no tensor is called so; these are there: {_some(sorted(arrays))}."
-            )
-    unused = [name for name in arrays if name not in used and not ignored(name, said)]
-    if unused:
+    if unused := [name for name in arrays if name not in used]:
         raise ModelError(
             f"Nothing uses the tensors {_some(unused)}. Put them into `layers` in --spec, or on `ignore` to leave them out."
         )
-
-
-def ignored(name: str, said: Hints) -> bool:
-    """Whether --spec says to leave this tensor out."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in said.ignore)
 
 
 def _some(names: list[str]) -> str:

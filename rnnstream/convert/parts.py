@@ -24,7 +24,7 @@ class Part:
 
     Attributes:
         kind: as in a model file's `layers`.
-        keys: its keys there; the `of` of a residual is the `name` of a part, or "" for the input.
+        keys: its keys there; the `of` of a residual is the `name` of a part, or "" or "input".
         tensors: by their names in the equations, without a number: waa, wax, ba, bh, w, b, e, s.
         name: what it is called in its file.
     """
@@ -89,7 +89,7 @@ def assemble(
     head = head or last or "linear"
     if tokens and (not parts or parts[0].kind != "embedding"):
         parts = [Part("onehot"), *parts]
-    numbers = {"": 0} | {part.name: number for number, part in enumerate(parts, 1) if part.name}
+    numbers = {"": 0, "input": 0} | {part.name: number for number, part in enumerate(parts, 1) if part.name}
     layers = []
     for part in parts:
         if part.kind == "residual" and part.keys["of"] not in numbers:

@@ -15,7 +15,16 @@ from rnnstream.convert import equations, parts
 from rnnstream.convert.arrays import arrays as read_arrays
 from rnnstream.convert.gates import cell
 from rnnstream.convert.hints import Hints
-from rnnstream.convert.modules import CELLS, RECURRENT, Module, guessed_order, ignored, left_over, modules, said_order
+from rnnstream.convert.modules import (
+    CELLS,
+    RECURRENT,
+    Module,
+    guessed_order,
+    modules,
+    refuse_unused,
+    said_order,
+    without_ignored,
+)
 from rnnstream.convert.parts import Converted, Part, assemble
 from rnnstream.errors import ModelError
 from rnnstream.model.activations import ACTIVATIONS
@@ -35,9 +44,9 @@ def read(path: Path, said: Hints) -> Converted:
         raise ModelError("there is no tensor in it.")
     if said.start or said.stop or said.states or said.constants or said.batch or said.size:
         raise ModelError("`start`, `stop`, `states`, `constants`, `batch` and `size` in --spec are for ONNX graphs.")
+    arrays = without_ignored(arrays, said)
     if equations.are_equations(arrays):
-        kept = {name: array for name, array in arrays.items() if not ignored(name, said)}
-        return equations.network(kept, said, path.stem, notes)
+        return equations.network(arrays, said, path.stem, notes)
     chain = plan(arrays, said, notes)
     found = [part for module in chain for part in _parts(module, notes)]
     return _assemble(found, chain, said, path.stem, notes)
@@ -49,16 +58,13 @@ def plan(arrays: dict[str, Array], said: Hints, notes: list[str]) -> list[Module
     Raises:
         ModelError: the file does not say enough, or has too much.
     """
-    kept = {name: array for name, array in arrays.items() if not ignored(name, said)}
-    for name, array in kept.items():
-        if array.dtype.kind != "f" and not name.endswith("num_batches_tracked"):
-            raise ModelError(f"The tensor {name} is of {array.dtype}; weights are floating point numbers.")
     if said.layers is not None:
-        chain, used = said_order(kept, said.layers)
-        left_over(arrays, used, said)
+        chain, used = said_order(arrays, said.layers)
+        if not chain:
+            raise ModelError("`layers` in --spec is empty.")
+        refuse_unused(arrays, used)
         return chain
-    left_over(arrays, set(kept), said)
-    chain = guessed_order(modules(kept))
+    chain = guessed_order(modules(arrays))
     notes.append("the parts are taken to follow one another directly: " + ", ".join(module.line() for module in chain) + ".")
     return chain
 
@@ -67,11 +73,13 @@ def _assemble(found: list[Part], chain: list[Module], said: Hints, name: str, no
     first = chain[0]
     if not first.tensors:
         raise ModelError("layers[0] has no tensors; the first layer does, for they say how long a token is.")
+    if any(module.name == "input" for module in chain) and any(module.said.get("residual") == "input" for module in chain):
+        raise ModelError("A residual says 'input', which is the tokens and a module too; rename the module's tensors.")
     tokens = first.kind == "embedding" or said.input == "token"
     if said.input == "dense" and tokens:
         raise ModelError("`input` says dense, and the first layer is an embedding, which takes token ids.")
     size, head = first.inputs, said.head
-    if head is None and found[-1].kind == "activation":
+    if head is None and found[-1].keys.get("function") in parts.HEADS:
         notes.append("the last activation is the head.")
     elif head is None:
         outputs = next(part.keys["size"] for part in reversed(found) if "size" in part.keys)
@@ -92,7 +100,7 @@ def _parts(module: Module, notes: list[str]) -> list[Part]:
     if module.kind == "pool":
         return [Part("pool", {"function": said["pool"], "window": said.get("window")})]
     if module.kind == "residual":
-        return [Part("residual", {"of": "" if said["residual"] == "input" else said["residual"]})]
+        return [Part("residual", {"of": said["residual"]})]
     if module.kind == "batchnorm":
         _needs(module, {"running_mean", "running_var"}, {"weight", "bias", "num_batches_tracked"})
         epsilon = _epsilon(module, notes)
@@ -107,8 +115,8 @@ def _parts(module: Module, notes: list[str]) -> list[Part]:
         elif module.kind == "layernorm":
             found = [parts.layer_norm(name, weight, bias, len(weight), weight.dtype, _epsilon(module, notes))]
         else:
-            found = [_conv(module)]
-    if "activation" in said:
+            found = [_conv(module, notes)]
+    if said.get("activation", "identity") != "identity":
         found[0].name, last = "", parts.activation(_function(said["activation"]), name)
         found.append(last)
     return found
@@ -145,7 +153,7 @@ def _is_bias(leaf: str) -> bool:
     return leaf.startswith("bias")
 
 
-def _conv(module: Module) -> Part:
+def _conv(module: Module, notes: list[str]) -> Part:
     """A torch.nn.Conv1d, whose weights are [N, K, W]."""
     weight, dilation = module.tensors["weight"], module.said.get("dilation", 1)
     if weight.ndim != 3:
@@ -155,6 +163,10 @@ def _conv(module: Module) -> Part:
             f"{module.name} is a convolution over {weight.shape[2]} tokens, and the file does not say whether it looks ahead, "
             f"which cannot be streamed. Where (kernel - 1) * dilation zeros are padded in front and none behind, write "
             f'{{from = "{module.name}", causal = true}}.'
+        )
+    if weight.shape[2] > 1:
+        notes.append(
+            f"{module.name} is taken to have stride 1, one group, and dilation {dilation}, which its tensors do not tell."
         )
     return parts.conv(module.name, np.ascontiguousarray(weight.transpose(0, 2, 1)), module.tensors.get("bias"), dilation)
 
@@ -173,6 +185,6 @@ def _function(name: Any) -> str:
 
 def _needs(module: Module, needed: set[str], allowed: set[str]) -> None:
     for leaf in sorted(needed - set(module.tensors)):
-        raise ModelError(f"{module.name}: the tensor {leaf} is missing.")
+        raise ModelError(f"{module.name or module.kind}: the tensor {leaf} is missing.")
     for leaf in sorted(set(module.tensors) - needed - allowed):
-        raise ModelError(f"{module.name}: the tensor {leaf} is not one of {module.kind}'s.")
+        raise ModelError(f"{module.name or module.kind}: the tensor {leaf} is not one of {module.kind}'s.")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from rnnstream.convert.arrays import arrays as read_arrays
 from rnnstream.convert.hints import Hints
-from rnnstream.convert.modules import CELLS, Module
+from rnnstream.convert.modules import CELLS, Module, without_ignored
 from rnnstream.convert.parts import Converted
 from rnnstream.convert.state_dict import EPSILON, plan
 
@@ -26,7 +26,7 @@ def run_source(path: Path, said: Hints, converted: Converted, xs: Sequence[Any])
     import torch
 
     arrays, notes = read_arrays(path)
-    chain = plan(arrays, said, notes)
+    chain = plan(without_ignored(arrays, said), said, notes)
     spec = converted.spec
     dtype = torch.float64 if spec.dtype == "float64" else torch.float32
     with torch.inference_mode():
@@ -38,7 +38,7 @@ def run_source(path: Path, said: Hints, converted: Converted, xs: Sequence[Any])
         for module in chain:
             x = _apply(module, x, outputs, dtype)
             outputs[module.name] = x
-    return f"torch {torch.__version__}", x.numpy()
+    return f"modules of torch {torch.__version__}, made of the file's tensors", x.numpy()
 
 
 def _apply(module: Module, x: Any, outputs: dict[str, Any], dtype: Any) -> Any:  # [T, K] -> [T, N]

@@ -45,7 +45,8 @@ def load_file(path: str | PathLike[str]) -> Network:
     except FileNotFoundError:
         raise ModelError(f"There is no file {path}.") from None
     except (OSError, SafetensorError) as problem:
-        raise ModelError(f"{path} cannot be read as a safetensors file: {problem}.") from None
+        why = "it is a folder" if Path(path).is_dir() else problem
+        raise ModelError(f"{path} cannot be read as a safetensors file: {why}.") from None
     except ModelError as problem:
         raise ModelError(f"{path}: {problem}") if str(path) not in str(problem) else problem from None
 

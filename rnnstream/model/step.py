@@ -239,6 +239,8 @@ def try_out(model: Any, where: str) -> None:
     missing = [name for name in asked if name != "surprisal" and not hasattr(model, name)]
     if missing:
         raise ModelError(f"{where} is no step model: it lacks {', '.join(missing)}; see rnnstream.StepModel.")
+    if not isinstance(model.digest, str) or not model.digest:
+        raise ModelError(f"{where}: digest is {model.digest!r:.60}; it is a str that tells this model from any other.")
     model.dtype = dtype = np.dtype(model.dtype)
 
     def hold(what: str, array: Any, shape: tuple[int, ...]) -> None:

@@ -100,6 +100,9 @@ def test_wrong_use(article, gru, tmp_path):
     assert "out.onnx would be a model file; give it a name that ends with .safetensors." in done.stderr
     done = run(article, tmp_path / "no" / "out.safetensors", status=1)
     assert "cannot be written" in done.stderr
+    before = gru.read_bytes()
+    assert "would be written over itself" in run(gru, gru.parent / "." / gru.name, status=1).stderr
+    assert gru.read_bytes() == before
     (tmp_path / "model.txt").write_text("")
     assert "what can be read ends with one of" in run(tmp_path / "model.txt", tmp_path / "out.safetensors", status=1).stderr
     assert "Error" in run(article, article.with_suffix(".safetensors"), "--spec", tmp_path / "no.toml", status=1).stderr

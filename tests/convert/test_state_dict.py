@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import rnnstream
 from rnnstream.convert import convert
 from rnnstream.errors import ModelError
+from rnnstream.model.file import save
 from rnnstream.model.spec import parse
 
 RNG = np.random.default_rng(0)
@@ -61,8 +63,8 @@ def test_the_only_order_that_fits_is_taken_and_told(tmp_path, suffix):
     assert "the head is taken to be categorical" in notes[1]
 
 
-def test_cells_and_lists_of_cells_come_in_the_order_of_their_numbers(tmp_path):
-    tensors = cell(4, 6, 6, "cells.1", cell=True) | cell(4, 6, 6, "cells.0", cell=True)
+def test_a_list_of_cells_whose_sizes_have_one_order(tmp_path):
+    tensors = cell(4, 6, 6, "cells.1", cell=True) | cell(4, 5, 6, "cells.0", cell=True)
     found = converted(tensors, tmp_path)
     assert found.tensors["waa1"].tobytes() == tensors["cells.0.weight_hh"].tobytes()
     assert found.tensors["waa2"].tobytes() == tensors["cells.1.weight_hh"].tobytes()
@@ -92,7 +94,8 @@ def test_doubles_stay_doubles_and_halves_become_floats(tmp_path):
 
 
 def test_one_hot_ids_for_a_network_of_vectors(tmp_path):
-    found = converted(cell(3, 5, 7) | linear(7, 5), tmp_path, {"input": "token", "vocabulary": list("abcde")})
+    spec = {"input": "token", "vocabulary": list("abcde"), "layers": [{"from": "rnn"}, {"from": "fc"}]}
+    found = converted(cell(3, 5, 7) | linear(7, 5), tmp_path, spec)
     assert [layer.kind for layer in found.spec.layers] == ["onehot", "gru", "dense"]
     assert found.spec.head == "categorical"
     assert found.spec.vocabulary == tuple("abcde")
@@ -131,6 +134,12 @@ ASKED = {
     r'layers = \[\{from = "a"\}, \{from = "b"\}\]': cell(3, 6, 6, "a") | cell(3, 6, 6, "b"),
     r'nor what stands between them: linear "pre" 3 -> 5': linear(3, 5, "pre") | cell(3, 5, 7) | linear(7, 2),
     r'nor what stands between them: linear "fc" 7 -> 2': linear(7, 2),
+    # a linear layer that also fits in front, cells that may stand side by side, an encoder and a decoder
+    r'nor what stands between them: lstm "rnn" 6 -> 6; linear "fc" 6 -> 6': cell(4, 6, 6) | linear(6, 6),
+    r'nor what stands between them: gru "rnn" 5 -> 7; linear "fc" 7 -> 5': cell(3, 5, 7) | linear(7, 5),
+    r'nor what stands between them: gru "rnn1" 6 -> 6; gru "rnn2" 6 -> 6': cell(3, 6, 6, "rnn1") | cell(3, 6, 6, "rnn2"),
+    r'nor what stands between them: lstm "enc" 4 -> 6; lstm "dec" 6 -> 6': cell(4, 4, 6, "enc") | cell(4, 6, 6, "dec"),
+    r"norm has only a vector of weights: a layer normalisation, or something else": cell(3, 5, 7) | {"norm.weight": draw(7)},
 }
 
 
@@ -156,6 +165,13 @@ REFUSED = {
     r"the bias has the shape \[41\]; the layer takes 21 numbers, or twice as many": cell(3, 5, 7)
     | {"rnn.bias_ih_l0": draw(20)},
     "there is no tensor in it": {},
+    r"rnn has weight_ih twice: as a cell, and as a stack": cell(3, 5, 7) | cell(3, 5, 7, cell=True),
+    r"rnn is a cell with the tensor bias, which PyTorch's cells do not have": cell(3, 5, 7) | {"rnn.bias": draw(21)},
+    r"rnn: the tensor weight_ih is missing": {"rnn.weight_hh_l0": draw(21, 7)},
+    r"rnn\.weight_hh_l0 has the shape \[0, 0\]": cell(3, 5, 7) | {"rnn.weight_hh_l0": draw(0, 0)},
+    r"fc\.weight has the shape \[\]": cell(3, 5, 7) | {"fc.weight": np.float32(1)},
+    "is of complex64": cell(3, 5, 7) | {"fc.weight": draw(3, 7).astype(np.complex64)},
+    "is of <U3": cell(3, 5, 7) | {"fc.weight": np.array(["abc"])},
     "NaN or infinity": cell(3, 5, 7) | {"rnn.bias_ih_l0": np.full(21, np.nan, np.float32)},
     r"The tensor rnn\.bias_ih_l0 is of int64; weights are floating point numbers": cell(3, 5, 7)
     | {"rnn.bias_ih_l0": np.zeros(21, int)},
@@ -182,13 +198,25 @@ SPECS = {
     r"layers\[0\]: there is no tensor 'no\.weight'": [{"weight": "no.weight"}],
     r"layers\[0\]\.kind is 'attention'; it is one of rnn, gru": [{"from": "conv", "kind": "attention"}],
     r"layers\[0\] says neither `from`, nor tensors": [{"window": 3}],
+    r"layers\[1\] is pool and does not say 'pool'": [{"from": "conv"}, {"kind": "pool", "window": 2}],
+    r"layers\[1\] is residual and does not say 'residual'": [{"from": "conv"}, {"kind": "residual"}],
+    r"layers\[1\] says neither `from`": [{"from": "conv"}, {"kind": "gru"}],
+    r"layers\[0\] says that conv is activation; by its tensors \(weight, bias\) it is conv": [
+        {"from": "conv", "kind": "activation", "activation": "relu"}
+    ],
+    r"layers\[0\] says that rnn is lstm; by its tensors .* it is gru": [{"from": "rnn", "kind": "lstm"}],
+    r"`layers` in --spec is empty": [],
     r"layers\[1\] has the unknown key 'activate'": [{"from": "conv"}, {"activate": "relu"}],
     r"layers\[0\]\.dilation is '2'; it is a int": [{"from": "conv", "causal": True, "dilation": "2"}],
     r"The activation 'gelu' is not known here; these are: tanh": [
         {"from": "conv", "causal": True, "activation": "gelu"},
         {"from": "rnn"},
     ],
-    r"adds the output of 'x'; these are there: 'conv'": [{"from": "conv", "causal": True}, {"residual": "x"}, {"from": "rnn"}],
+    r"adds the output of 'x'; these are there: 'input', 'conv', 'rnn'": [
+        {"from": "conv", "causal": True},
+        {"residual": "x"},
+        {"from": "rnn"},
+    ],
     r"layers\[0\] has no tensors; the first layer does": [
         {"activation": "relu"},
         {"from": "conv", "causal": True},
@@ -210,6 +238,7 @@ def test_other_keys_of_a_spec_that_are_refused(tmp_path):
         ({"layers": "rnn"}, "layers is 'rnn'; it is a list of layers"),
         ({"ignore": ["nothing*"]}, r"`ignore` has 'nothing\*', and no tensor is called so"),
         ({"start": "x"}, "are for ONNX graphs"),
+        ({"size": 5}, "are for ONNX graphs"),
         (
             {"input": "dense", "layers": [{"from": "emb"}, {"from": "rnn"}]},
             "`input` says dense, and the first layer is an embedding",
@@ -235,6 +264,35 @@ def test_files_that_cannot_be_read(tmp_path, name):
         (tmp_path / name).write_bytes(b"PK\3\4 this is nothing")
     with pytest.raises(ModelError, match=r"There is no file|what can be read ends with|cannot be read as"):
         convert(tmp_path / name)
+
+
+def test_what_is_no_zip_or_would_be_enormous(tmp_path):
+    with (tmp_path / "one.npz").open("wb") as file:
+        np.save(file, draw(3))
+    np.savez_compressed(tmp_path / "bomb.npz", waa=np.zeros((3000, 3000)))
+    for name, sentence in (("one", "not a zip file"), ("bomb", r"its [\d,]+ bytes would become 72,000")):
+        with pytest.raises(ModelError, match=rf"cannot be read as an \.npz file of plain arrays: .*{sentence}"):
+            convert(tmp_path / f"{name}.npz")
+
+
+def test_a_model_file_is_none_of_another_framework(tmp_path):
+    found = converted(cell(3, 5, 7), tmp_path)
+    save(tmp_path / "ours.safetensors", found.spec, found.tensors)
+    with pytest.raises(ModelError, match="it is a model file of rnnstream already"):
+        convert(tmp_path / "ours.safetensors")
+
+
+def test_an_identity_behind_a_layer_is_nothing(tmp_path):
+    layers = [{"from": "rnn"}, {"from": "fc", "activation": "identity"}, {"residual": "fc"}]
+    found = converted(cell(3, 5, 7) | linear(7, 7), tmp_path, {"layers": layers})
+    assert [layer.kind for layer in found.spec.layers] == ["gru", "dense", "residual"]
+    assert not any("last activation" in note for note in found.notes)
+
+
+def test_upper_case_suffixes(tmp_path):
+    converted(cell(3, 5, 7), tmp_path)
+    (tmp_path / "given.npz").rename(tmp_path / "GIVEN.NPZ")
+    assert rnnstream.load(tmp_path / "GIVEN.NPZ").state_size == 7
 
 
 def article(h=4, v=6, columns=True, **more):
@@ -281,6 +339,8 @@ def test_the_equations_with_a_spec(tmp_path):
 
 def test_the_equations_refused(tmp_path):
     for tensors, sentence in (
+        ({name: tensor for name, tensor in article().items() if name != "wya"}, "There is by without wya"),
+        (article(ba=draw(2, 2)), r"The tensor ba is float64 \[2, 2\]"),
         (article(bz=draw(3)), "There is an array bz beside waa, wax, ba, wya, by"),
         ({name: tensor for name, tensor in article().items() if name != "by"}, "The array by is missing"),
         (article(waa=draw(4, 5)), r"waa is \[4, 5\] and wax is \[4, 6\]"),
@@ -288,3 +348,36 @@ def test_the_equations_refused(tmp_path):
     ):
         with pytest.raises(ModelError, match=sentence):
             converted(tensors, tmp_path)
+
+
+def test_halves_are_added_up_as_floats(tmp_path):
+    tensors = {name: tensor.astype(np.float16) for name, tensor in cell(4, 5, 7).items()}
+    tensors["rnn.bias_ih_l0"][:] = 40000
+    tensors["rnn.bias_hh_l0"][:] = 30000
+    assert (converted(tensors, tmp_path).tensors["ba1"] == 70000).all()
+
+
+def test_the_line_to_fill_in_counts_as_people_do(tmp_path):
+    tensors = dict(item for number in range(12) for item in cell(3, 4, 4, f"cells.{number}", cell=True).items())
+    with pytest.raises(ModelError) as caught:
+        converted(tensors, tmp_path, suffix="safetensors")
+    line = str(caught.value).partition("layers = ")[2]
+    assert line == "[" + ", ".join(f'{{from = "cells.{number}"}}' for number in range(12)) + "]"
+
+
+def test_what_a_convolution_does_not_tell_is_noted(tmp_path):
+    found = converted(CONV | cell(3, 6, 7), tmp_path, {"layers": [{"from": "conv", "causal": True}, {"from": "rnn"}]})
+    assert "conv is taken to have stride 1, one group, and dilation 1, which its tensors do not tell." in found.notes
+
+
+def test_batch_normalisation_without_weights(tmp_path):
+    statistics = {
+        "norm.running_mean": draw(7),
+        "norm.running_var": np.abs(draw(7)) + 1,
+        "norm.num_batches_tracked": np.array(3),
+    }
+    layers = [{"from": "rnn"}, {"from": "norm"}]
+    found = converted(cell(3, 5, 7) | statistics, tmp_path, {"layers": layers})
+    np.testing.assert_allclose(found.tensors["s2"], 1 / np.sqrt(statistics["norm.running_var"] + 1e-5), rtol=1e-6)
+    with pytest.raises(ModelError, match=r'batchnorm "norm" 7 -> 7'):
+        converted(cell(3, 5, 7) | statistics, tmp_path)
