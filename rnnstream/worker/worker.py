@@ -160,7 +160,7 @@ class Worker:
                 with self._context.socket(zmq.DEALER) as socket:  # the loop waits in a read: give it something to read
                     socket.setsockopt(zmq.LINGER, 1000)
                     socket.connect(self._inproc)
-                    with contextlib.suppress(zmq.Again):  # nobody to take it: the loop has ended, and waits for this lock
+                    with contextlib.suppress(zmq.Again):  # its socket is closing: it waits for this lock
                         socket.send(self._wake, zmq.NOBLOCK)
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():

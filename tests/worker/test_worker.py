@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import pytest
 import zmq
 
 import rnnstream
-import rnnstream.worker.worker as worker_module
 from rnnstream.errors import RnnstreamError
 from rnnstream.wire.replies import decode
 from rnnstream.worker.worker import Worker
@@ -395,27 +392,6 @@ def test_stop_is_harmless_at_any_time_and_from_anywhere() -> None:
         assert problems == []
         assert worker.addresses == []
     worker.stop()
-
-
-def test_stop_just_when_the_loop_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Worker(network(), bind=ANYWHERE)
-    late = threading.Thread(target=worker.stop, daemon=True)
-    open_socket = worker_module.socket_for
-
-    @contextlib.contextmanager
-    def closing(*arguments: Any, **keys: Any) -> Iterator[Any]:
-        with open_socket(*arguments, **keys) as socket:
-            yield socket
-        late.start()  # the socket is closed, and the worker does not know it yet
-        late.join(0.2)
-
-    monkeypatch.setattr(worker_module, "socket_for", closing)
-    worker.start()
-    first = threading.Thread(target=worker.stop, daemon=True)
-    first.start()
-    for thread in (first, late):
-        thread.join(DEADLINE_S)
-        assert not thread.is_alive()
 
 
 def test_a_worker_is_stopped_from_within_its_own_thread() -> None:
