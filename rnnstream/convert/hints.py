@@ -39,7 +39,8 @@ class Hints:
         states: for ONNX Runtime, the state inputs and the outputs that are their next values.
         constants: for ONNX Runtime, inputs that are always the same.
         size: for ONNX Runtime, how many ids or numbers a token is of, where the graph leaves it open.
-        batch: for ONNX Runtime, run all rows of a batch in one call: faster, and no longer exact.
+        batch: for ONNX Runtime, run all rows of a batch in one call: faster, and no longer exact. False says no where
+            a saved graph says yes.
     """
 
     name: str | None = None
@@ -53,7 +54,7 @@ class Hints:
     states: dict[str, str] = field(default_factory=dict)
     constants: dict[str, Any] = field(default_factory=dict)
     size: int | None = None
-    batch: bool = False
+    batch: bool | None = None
 
 
 def _is(kind: type, words: str) -> Callable[[Any], str]:

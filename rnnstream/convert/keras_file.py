@@ -44,6 +44,8 @@ def read(path: Path, said: Hints) -> Converted:
     """
     if said.layers is not None or said.ignore:
         raise ModelError("`layers` and `ignore` in --spec are for files without a model in them; this one says it all itself.")
+    if said.start or said.stop or said.states or said.constants or said.batch or said.size:
+        raise ModelError("`start`, `stop`, `states`, `constants`, `batch` and `size` in --spec are for ONNX graphs.")
     if importlib.util.find_spec("h5py") is None:
         raise ModelError("Keras's files are read with h5py: pip install 'rnnstream[keras]'.")
     if path.is_dir():
@@ -79,6 +81,8 @@ def _converted(path: Path, said: Hints, model: Entry, version: int, layers: list
             "It does not say how many numbers its input has; give its first layer an input shape and save it again."
         )
     parts, notes = parts_of(layers, size=size, version=version)
+    if all(part.kind == "activation" for part in parts):
+        raise ModelError("It has no layer but activations, and nothing that was trained.")
     return assemble(
         parts,
         name=path.stem if said.name is None else said.name,
@@ -181,9 +185,7 @@ def _version(text: str) -> tuple[int, int]:
     found = re.match(r"(\d+)(?:\.(\d+))?", text)
     major, minor = (int(found[1]), int(found[2] or 0)) if found else (0, 0)
     if major not in (2, 3):
-        raise ModelError(
-            f"it was written by Keras {text}; files of Keras 2 and 3 can be read. Load it in Keras 2 and save it again."
-        )
+        raise ModelError(f"it was written by Keras {text}; files of Keras 2 and 3 can be read. Save it with one of those.")
     return major, minor
 
 

@@ -19,6 +19,7 @@ from rnnstream.model.spec import MOST_LAYERS
 Array = npt.NDArray[Any]
 Entry = dict[str, Any]
 
+PACKAGES = ("keras", "tf_keras")
 MODELS = ("Sequential", "Functional", "Model")
 CELLS = {"SimpleRNNCell": "SimpleRNN", "GRUCell": "GRU", "LSTMCell": "LSTM"}  # in an RNN wrapper
 WITH_CELL = ("SimpleRNN", "GRU", "LSTM")  # their weights belong to a cell of theirs
@@ -225,7 +226,9 @@ def own_class(entry: Entry, where: str) -> str:
         ModelError: it is not Keras's own, or one that cannot be streamed; the sentence calls it `where`.
     """
     kind, module, registered = str(entry["class_name"]), entry.get("module"), entry.get("registered_name")
-    if ">" in kind or (registered and ">" in registered) or (module and not module.startswith(("keras", "tf_keras"))):
+    top = module.partition(".")[0] if module else None
+    # Keras writes its own classes with a module, or, in older files, with neither a module nor a registered name
+    if ">" in kind or (registered and (top is None or ">" in registered)) or top not in (None, *PACKAGES):
         raise ModelError(f"The layer {where} is a {registered or kind}, a class of one's own, whose code is not in the file.")
     if kind in REFUSED:
         raise ModelError(f"The layer {where} ({kind}) {REFUSED[kind]}.")

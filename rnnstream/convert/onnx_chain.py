@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from rnnstream.convert.hints import Hints
-from rnnstream.convert.onnx_graph import NotAChain, initial_of, last_of
+from rnnstream.convert.onnx_graph import HALVES, Graph, NotAChain, attributes, initial_of, last_of
 from rnnstream.convert.onnx_plan import Chain, plan
 from rnnstream.convert.onnx_run import run_source
 from rnnstream.convert.parts import Converted, assemble
+from rnnstream.errors import ModelError
 
 __all__ = ["NotAChain", "read", "run_source"]
 
@@ -22,7 +23,18 @@ def read(path: Path, said: Hints) -> Converted:
         ModelError: it cannot be read, or --spec does not fit it.
         NotAChain: it can be read and is no chain of layers that rnnstream has.
     """
-    chain = plan(path, said)
+    try:
+        return _converted(plan(path, said), path, said)
+    except ModelError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, StopIteration, RecursionError) as problem:
+        what = f"{type(problem).__name__}: {problem}"
+        raise NotAChain(f"the graph has something that is not known here ({what:.100}).") from problem
+
+
+def _converted(chain: Chain, path: Path, said: Hints) -> Converted:
+    if all(part.kind == "activation" for part in chain.parts):
+        raise NotAChain("the graph has no layer but activations, and nothing that was trained.")
     return assemble(
         chain.parts,
         name=path.stem if said.name is None else said.name,
@@ -51,9 +63,21 @@ def _notes(chain: Chain, said: Hints) -> list[str]:
     if chain.last:
         notes.append("the graph gives the output of the last token only; here every token has one.")
     if chain.length is not None and chain.length > 1:
-        notes.append(f"the graph takes {chain.length} tokens at a time; the chain takes them one by one, any number of them.")
-    if graph.inputs[graph.start].dtype == np.float16:
-        notes.append("the graph computes in float16, the chain in float32.")
+        notes.append(
+            f"the graph takes {chain.length} tokens at a time, so that what it does with more of them cannot be seen; the "
+            "chain takes them one by one and goes on."
+        )
+    if half := _half(graph):
+        notes.append(f"the graph computes in {half}, the chain in float32.")
     if said.input == "token" and not chain.tokens:
         notes.append(f"the {chain.size} numbers of a token are taken to be one-hot.")
     return notes
+
+
+def _half(graph: Graph) -> str | None:
+    """The half precision that the tokens come in or are cast to."""
+    if graph.inputs[graph.start].dtype == np.float16:
+        return "float16"
+    depends = graph.depends(graph.stop)
+    made = {attributes(node)["to"] for node in graph.nodes(graph.stop) if node.op_type == "Cast" and depends[node.output[0]]}
+    return next((name for name, kind in HALVES.items() if kind in made), None)

@@ -24,6 +24,8 @@ Array = npt.NDArray[Any]
 Node = Any  # onnx.NodeProto
 RECURRENT = {"RNN": "rnn", "GRU": "gru", "LSTM": "lstm"}
 MOVING = ("Identity", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Flatten", "Concat", "Slice", "Gather", "Cast")
+RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
+HALVES = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}
 RUNTIME = f"onnxruntime {onnxruntime.__version__}"
 
 

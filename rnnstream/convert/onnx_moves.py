@@ -76,10 +76,13 @@ def _longer(walk: Walk, node: Node, place: Place, axis: int, before: int, behind
 
 def pad(walk: Walk, node: Node) -> None:
     """Zeros in front of the tokens, for a convolution."""
-    place = walk.place(node)
-    pads, value, axes = walk.constant(node, 1).tolist(), walk.optional(node, 2), walk.optional(node, 3)
+    place, said = walk.place(node), attributes(node)
+    if walk.graph.opset >= 11:
+        pads, value, axes = walk.constant(node, 1).tolist(), walk.number(node, 2, 0.0), walk.optional(node, 3)
+    else:
+        pads, value, axes = said["pads"], said.get("value", 0.0), None
     which = list(range(len(place.axes))) if axes is None else [int(axis) % len(place.axes) for axis in axes]
-    if attributes(node).get("mode", "constant") != "constant" or (value is not None and value.any()):
+    if said.get("mode", "constant") != "constant" or value:
         raise walk.refused(node, "pads with other numbers than zeros.")
     for number, axis in enumerate(which):
         before, behind = pads[number], pads[number + len(which)]

@@ -123,7 +123,8 @@ def _conv(walk: Walk, node: Node) -> None:
 
 def _batch_norm(walk: Walk, node: Node) -> None:
     place, said = walk.end(node), attributes(node)
-    if said.get("training_mode") or not walk.roles.is_features(place.axes, 1):
+    training = said.get("training_mode") or any(node.output[1:])  # up to opset 13 the other outputs are what says it
+    if training or not walk.roles.is_features(place.axes, 1):
         raise walk.refused(node, "does not normalise the features of a token by fixed statistics.")
     gamma, beta, mean, variance = (walk.constant(node, number) for number in range(1, 5))
     part = parts.batch_norm(node.output[0], gamma, beta, mean, variance, said.get("epsilon", 1e-5))
@@ -135,11 +136,9 @@ def _layer_norm(walk: Walk, node: Node) -> None:
     axis = said.get("axis", -1) % len(place.axes)
     if axis != len(place.axes) - 1 or not walk.roles.is_features(place.axes, axis):
         raise walk.refused(node, "does not normalise the features of a token.")
-    gamma = walk.constant(node, 1)
-    beta = walk.constant(node, 2) if len(node.input) > 2 and node.input[2] else None
-    size = walk.roles.size(place.axes)
-    gamma = np.broadcast_to(gamma.reshape(-1), (size,))
-    beta = None if beta is None else np.broadcast_to(beta.reshape(-1), (size,))
+    gamma, beta, size = walk.constant(node, 1), walk.optional(node, 2), walk.roles.size(place.axes)
+    gamma = np.broadcast_to(_per_feature(walk, node, gamma, place), (size,))
+    beta = None if beta is None else np.broadcast_to(_per_feature(walk, node, beta, place), (size,))
     part = parts.layer_norm(node.output[0], gamma, beta, size, gamma.dtype, said.get("epsilon", 1e-5))
     walk.add(node, part, place, place.axes)
 

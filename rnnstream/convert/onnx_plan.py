@@ -13,7 +13,7 @@ import numpy as np
 from rnnstream.convert.hints import Hints
 from rnnstream.convert.onnx_axes import Axes
 from rnnstream.convert.onnx_file import load
-from rnnstream.convert.onnx_graph import Array, Graph, NotAChain
+from rnnstream.convert.onnx_graph import RANDOM, Array, Graph, NotAChain
 from rnnstream.convert.onnx_ops import visit
 from rnnstream.convert.onnx_walk import Walk
 from rnnstream.convert.parts import Part
@@ -70,7 +70,7 @@ def plan(path: Path, said: Hints) -> Chain:
     if said.states or said.constants or said.batch:
         raise NotAChain("`states`, `constants` and `batch` in --spec are for graphs that run as they are, in ONNX Runtime.")
     graph = load(path, said)
-    chain = _any_length(_of_some_length(graph))
+    chain = _any_length(graph, _of_some_length(graph))
     if said.input == "dense" and chain.tokens:
         raise ModelError(f"`input` in --spec is dense, but the graph takes the input {graph.start!r} for ids.")
     if said.size not in (None, chain.size):
@@ -88,9 +88,7 @@ def _chain(graph: Graph) -> Chain:
             unfit.append(problem)
             continue
         if not _same(chain, other):
-            raise NotAChain(
-                "the graph does something else with longer sequences or more rows; in a chain all tokens are alike."
-            )
+            raise _Unlike("the graph does something else with longer sequences or more rows; in a chain all tokens are alike.")
         return chain
     raise unfit[0]
 
@@ -121,15 +119,30 @@ def _of_some_length(graph: Graph) -> Chain:
         raise unfit from None
 
 
-def _any_length(chain: Chain) -> Chain:
-    """The chain of a graph that says how many tokens it takes, as one of any number, if nothing in it holds it to that."""
+def _any_length(graph: Graph, chain: Chain) -> Chain:
+    """The chain of a graph that says how many tokens it takes, as one of any number, if nothing in it holds it to that.
+
+    Args:
+        graph: as it was read; that of the chain has only those branches that this number of tokens leads to.
+        chain: of the graph.
+
+    Raises:
+        NotAChain: the numbers in it depend on how many tokens there are.
+    """
     if "T" not in chain.roles or chain.length is None:
         return chain
     try:
-        free = _chain(_with_size(chain.graph, chain.roles.index("T"), None))
-    except NotAChain:
+        free = _chain(_with_size(graph, chain.roles.index("T"), None))
+        if _same(chain, free):
+            return free
+    except _Unlike:
+        pass
+    except NotAChain:  # it runs with no other number of tokens
         return chain
-    return free if _same(chain, free) else chain
+    raise NotAChain(
+        f"the graph takes {chain.length} tokens at a time and would do something else with another number of them; in a chain "
+        "all tokens are alike."
+    )
 
 
 def _with_size(graph: Graph, place: int, size: int | None) -> Graph:
@@ -141,6 +154,10 @@ def _with_size(graph: Graph, place: int, size: int | None) -> Graph:
 
 class _Unfit(NotAChain):
     """ONNX Runtime does not run a graph with these sizes."""
+
+
+class _Unlike(NotAChain):
+    """A graph is one chain at some sizes, and another at others."""
 
 
 def _walk(graph: Graph, first: int, second: int, rest: int) -> Chain:
@@ -155,6 +172,9 @@ def _walk(graph: Graph, first: int, second: int, rest: int) -> Chain:
         return _walk(unfolded, first, second, rest)
     depends = graph.depends(graph.stop)
     walk = Walk(graph, values, depends)
+    for node in graph.nodes(graph.stop):
+        if node.op_type in RANDOM:  # even with a seed, which makes the same numbers of every run
+            raise walk.refused(node, "draws numbers at random, which no layer here does.")
     for node in graph.nodes(graph.stop, initial=False):
         if any(graph.start in depends[name] for name in node.output if name):
             visit(walk, node)

@@ -164,7 +164,7 @@ def test_files_that_are_cut_off_or_overwritten(key, tmp_path):
 @pytest.mark.parametrize("version", ["1.2.2", "4.0.0", "next"])
 def test_other_versions(version, tmp_path):
     path = changed(tmp_path, "lstm_2_token.h5", weights=lambda file: file.attrs.update(keras_version=version))
-    assert f"it was written by Keras {version}; files of Keras 2 and 3 can be read." in refused(path)
+    assert f"it was written by Keras {version}; files of Keras 2 and 3 can be read. Save it with one of those." in refused(path)
 
 
 @pytest.mark.parametrize(

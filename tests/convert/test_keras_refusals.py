@@ -202,7 +202,15 @@ def test_classes(new, form, tmp_path):
     assert f"The layer lstm {CLASSES[new]}" in refused(changed(tmp_path, f"lstm_2_token.{form}", renamed("LSTM", new)))
 
 
-@pytest.mark.parametrize("more", [{"module": "mine.layers"}, {"registered_name": "mine>LSTM"}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"module": "mine.layers"},
+        {"registered_name": "mine>LSTM"},
+        {"module": None, "registered_name": "LSTM"},  # of a script, __main__
+        {"module": "keras_mine.layers", "registered_name": "LSTM"},
+    ],
+)
 def test_a_class_of_one_s_own_with_the_name_of_one_of_keras(more, tmp_path):
     path = changed(tmp_path, "lstm_1_dense.keras", renamed("LSTM", "LSTM", **more))
     assert "a class of one's own, whose code is not in the file." in refused(path)
@@ -255,6 +263,17 @@ def test_a_spec_for_files_that_say_less(tmp_path):
         assert "`layers` and `ignore` in --spec are for files without a model in them; this one says it all itself." in refused(
             path, said
         )
+    for said in (
+        {"start": "a"},
+        {"stop": "b"},
+        {"states": {"h": "hn"}},
+        {"constants": {"sr": 8}},
+        {"batch": True},
+        {"size": 6},
+    ):
+        assert "`start`, `stop`, `states`, `constants`, `batch` and `size` in --spec are for ONNX graphs." in refused(
+            path, said
+        )
     assert "The layer embedding (Embedding) takes ids, so `input` in --spec cannot be dense." in refused(
         path, {"input": "dense"}
     )
@@ -264,3 +283,19 @@ def test_a_spec_for_files_that_say_less(tmp_path):
 def test_a_network_that_takes_no_one_hot_vectors(tmp_path):
     path = written(tmp_path, "gait_mean.keras")
     assert "layers[1] is conv; behind onehot comes one of dense, rnn, gru, lstm." in refused(path, {"input": "token"})
+
+
+def test_nothing_but_a_head(tmp_path):
+    def edit(model):
+        model["config"]["layers"] = [
+            entry(model, "InputLayer"),
+            {"class_name": "Softmax", "config": {"name": "softmax", "axis": -1}},
+        ]
+
+    def weights(file):
+        del file["layers"]
+
+    for spec in (None, {"input": "token"}):
+        assert refused(changed(tmp_path, "lstm_1_dense.keras", edit, weights), spec).endswith(
+            "It has no layer but activations, and nothing that was trained."
+        )

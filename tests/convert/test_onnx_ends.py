@@ -11,6 +11,10 @@ from rnnstream.convert.hints import hints
 from tests.convert.onnx_graphs import Graph, agrees, kinds, runtime
 
 TOLERANCE = 2e-5
+SIX = (
+    "the graph takes 6 tokens at a time, so that what it does with more of them cannot be seen; the chain takes them one by "
+    "one and goes on."
+)
 
 
 @pytest.mark.parametrize("kind", ["ids", "float"])
@@ -46,6 +50,18 @@ def test_a_graph_of_halves(tmp_path):
     assert converted.notes == ["the graph computes in float16, the chain in float32."]
     assert converted.tensors["wax1"].dtype == np.float32
     assert check(path, None, converted, steps=16).largest <= 2e-3
+
+
+@pytest.mark.parametrize("place", ["of the tokens", "of the weights"])
+def test_halves_in_the_midst_of_a_graph(tmp_path, place):
+    graph, weights = Graph(), Graph(seed=1).draw(5, 5).astype(np.float16)
+    if place == "of the tokens":
+        y = graph.add("MatMul", graph.add("Cast", "x", to=TensorProto.FLOAT16), weights)
+        y, notes = graph.add("Cast", y, to=TensorProto.FLOAT), ["the graph computes in float16, the chain in float32."]
+    else:  # they are widened, and then everything is in float32
+        y, notes = graph.add("MatMul", "x", graph.add("Cast", weights, to=TensorProto.FLOAT)), []
+    path = graph.save(tmp_path, graph.cell("GRU", y, 5, 4))
+    assert (convert(path).notes, kinds(convert(path))) == (notes, ["dense", "gru"])
 
 
 def test_a_branch_that_the_weights_decide(tmp_path):
@@ -144,7 +160,7 @@ def test_states_that_are_handed_in_and_out(tmp_path, steps):
     notes = [
         "the state is zero at first and then kept, so that nothing is handed in for h, c.",
         f"left out, because they are the state: {h}, {c}.",
-        "the graph takes 6 tokens at a time; the chain takes them one by one, any number of them.",
+        SIX,
     ]
     assert converted.notes == notes[: 3 if steps == 6 else 2]
 
@@ -205,7 +221,7 @@ def test_a_graph_of_a_fixed_length_gives_the_first_outputs(tmp_path):
     graph = Graph((6, 2, 5))
     path = graph.save(tmp_path, graph.add("Reshape", graph.cell("GRU", "x", 5, 4), np.array([6, 2, 4])))
     converted = convert(path)
-    assert converted.notes == ["the graph takes 6 tokens at a time; the chain takes them one by one, any number of them."]
+    assert converted.notes == [SIX]
     xs = graph.draw(9, 5)
     ys = onnx_chain.run_source(path, hints(None), converted, list(xs))[1]
     theirs = runtime(path, x=np.stack([xs[:6], xs[3:]], axis=1))[0][:, 0]

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from rnnstream.convert import convert
-from tests.convert.onnx_graphs import Graph, agrees, kinds
+from tests.convert.onnx_graphs import Graph, agrees, kinds, refusal
 
 TOLERANCE = 2e-5
 
@@ -186,6 +187,14 @@ def test_a_convolution_that_does_not_look_ahead(tmp_path, before, pads, after):
     converted = agrees(graph, tmp_path, y)
     assert kinds(converted) == ["conv", "relu", "gru"]
     assert converted.spec.layers[0].keys == {"size": 6, "kernel": 3, "dilation": 2}
+
+
+def test_an_old_padding(tmp_path):
+    graph = Graph(("rows", 5, "steps"))
+    y = graph.add("Conv", graph.add("Pad", "x", pads=[0, 0, 2, 0, 0, 0]), graph.draw(4, 5, 3))
+    assert kinds(agrees(graph, tmp_path, y, opset=10)) == ["conv"]
+    graph.nodes[0].attribute.append(helper.make_attribute("value", 0.5))
+    assert "pads with other numbers than zeros" in refusal(graph, tmp_path, y, opset=10)
 
 
 def test_a_convolution_over_one_token_is_dense_and_ones_that_pad_themselves(tmp_path):

@@ -11,6 +11,7 @@ from onnx import TensorProto, numpy_helper
 from rnnstream.convert import convert, onnx_chain
 from rnnstream.convert.hints import hints
 from rnnstream.convert.onnx_chain import NotAChain
+from rnnstream.convert.onnx_ops import OPS
 from rnnstream.errors import ModelError
 from tests.convert.onnx_graphs import Graph, refusal
 
@@ -163,6 +164,29 @@ def test_a_spec_that_does_not_fit(tmp_path, spec, kind, sentence):
     graph = Graph()
     y = graph.add("Tanh", graph.cell("GRU", "x", 5, 4))
     assert refusal(graph, tmp_path, y, spec=spec, kind=kind).startswith(sentence)
+
+
+def test_nothing_but_a_head(tmp_path):
+    graph = Graph()
+    sentence = "the graph has no layer but activations, and nothing that was trained."
+    assert refusal(graph, tmp_path, graph.add("Softmax", "x")) == sentence
+
+
+def test_a_node_that_is_made_to_surprise(tmp_path, monkeypatch):
+    graph = Graph()
+    y = graph.add("Tanh", graph.cell("GRU", "x", 5, 4))
+    for problem in (IndexError, ValueError, ZeroDivisionError, RecursionError):
+        monkeypatch.setitem(OPS, "Tanh", raising(problem("so it is")))
+        assert refusal(graph, tmp_path, y) == (
+            f"the graph has something that is not known here ({problem.__name__}: so it is)."
+        )
+
+
+def raising(problem):
+    def op(walk, node):
+        raise problem
+
+    return op
 
 
 def test_ids_are_not_dense(tmp_path):

@@ -78,6 +78,50 @@ def test_what_is_not_alike_for_all_tokens_and_rows(tmp_path):
     assert refusal(graph, tmp_path, y, opset=12).startswith("the Softmax node 'rows and features' is no softmax")
 
 
+@pytest.mark.parametrize("way", ["divided", "chosen", "branched"])
+def test_what_is_right_for_one_number_of_tokens(tmp_path, way):
+    graph = Graph((6, 2, 5))
+    y, count = graph.squeezed("GRU", "x", 5, 4), graph.add("Gather", graph.add("Shape", "x"), np.array(0))
+    if way == "divided":  # differs between any two numbers
+        number = graph.add("Cast", count, to=TensorProto.FLOAT)
+    elif way == "chosen":  # differs between 6 and the others alone
+        number = graph.add("Where", graph.add("Equal", count, np.array(6)), np.float32(2), np.float32(3))
+    else:
+        branches = {}
+        for key, size in (("then_branch", 2), ("else_branch", 3)):
+            made = helper.make_node("Constant", [], [key], value_float=float(size))
+            out = [helper.make_tensor_value_info(key, TensorProto.FLOAT, [])]
+            branches[key] = helper.make_graph([made], key, [], out)
+        number = graph.add("If", graph.add("Equal", count, np.array(6)), **branches)
+    assert refusal(graph, tmp_path, graph.add("Div", y, number)) == (
+        "the graph takes 6 tokens at a time and would do something else with another number of them; in a chain all tokens "
+        "are alike."
+    )
+
+
+def test_statistics_and_scales_that_are_not_fixed_for_a_feature(tmp_path):
+    graph = Graph(("steps", 5))
+    tensors = [graph.draw(5), graph.draw(5), graph.draw(5), np.abs(graph.draw(5))]
+    y = graph.add("BatchNormalization", "x", *tensors, outputs=["y", "m", "v", "sm", "sv"], name="train")[0]
+    assert refusal(graph, tmp_path, y, opset=9).startswith("the BatchNormalization node 'train' does not normalise")
+    for more in (0, 1):
+        graph = Graph((7, "rows", 5))
+        given = [graph.draw(5)] * more + [graph.draw(7, 1, 5)]
+        y = graph.add("LayerNormalization", "x", *given, name="places")
+        assert refusal(graph, tmp_path, y) == (
+            "the LayerNormalization node 'places' takes [7, 1, 5], which is not one number for each feature."
+        )
+
+
+@pytest.mark.parametrize("op", ["RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"])
+def test_numbers_at_random(tmp_path, op):
+    graph = Graph()
+    given = () if op in ("RandomNormal", "RandomUniform") else (np.full((5, 5), 0.5, np.float32),)
+    matrix = graph.add(op, *given, seed=1.0, name="dice", **({} if given else {"shape": [5, 5]}))
+    sentence = f"the {op} node 'dice' draws numbers at random, which no layer here does."
+    assert refusal(graph, tmp_path, graph.add("MatMul", "x", matrix)) == sentence
+
+
 def test_the_last_token_is_not_the_beginning_of_a_sequence(tmp_path):
     graph = Graph()
     graph.cell("GRU", "x", 5, 4, outputs=["", "last"])
