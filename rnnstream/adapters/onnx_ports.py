@@ -81,13 +81,22 @@ class Program:
 
     def __call__(self, states: Array, inputs: Array) -> tuple[Array, Array]:  # [B, S], [B] or [B, K] -> [B, S], [B, V]
         """One run; without a batch axis B is 1."""
+        y, *after = self.session.run([self.y.name, *(port.name for port in self.after)], self.feed(states, inputs))
+        return np.concatenate([port.rows(array) for port, array in zip(self.after, after, strict=True)], axis=1), self.y.rows(y)
+
+    @property
+    def state_size(self) -> int:
+        """Numbers of all states of a row."""
+        return sum(port.size for port in self.states)
+
+    def feed(self, states: Array, inputs: Array) -> dict[str, Array]:  # [B, S], [B] or [B, K]
+        """What the session takes in a run."""
         feed, start = dict(self.constants), 0
         for port in self.states:
             feed[port.name] = port.lay(states[:, start : start + port.size])
             start += port.size
         feed[self.x.name] = self.x.lay(inputs.reshape(len(inputs), -1))
-        y, *after = self.session.run([self.y.name, *(port.name for port in self.after)], feed)
-        return np.concatenate([port.rows(array) for port, array in zip(self.after, after, strict=True)], axis=1), self.y.rows(y)
+        return feed
 
 
 def token_shape(x: Value, size: int | None) -> tuple[int, ...]:
@@ -194,11 +203,11 @@ def with_batch(alone: Program, x: Value, states: Sequence[Value], tokens: Array)
 
 def _readings(alone: Program, x: Value, states: Sequence[Value]) -> Iterator[Program]:
     """Open axes of the token with open axes of the states, those of the same name first; and any axis of the output."""
-    for axis in _open(x, alone.x):
+    for axis in open_axes(x, alone.x):
         for choice in range(max(len(port.shape) for port in alone.states)):
             axes = []
             for value, port in zip(states, alone.states, strict=True):
-                free = _open(value, port)
+                free = open_axes(value, port)
                 assert x.dims is not None
                 assert value.dims is not None
                 named = [a for a in free if x.dims[axis] and value.dims[a] == x.dims[axis]]
@@ -215,6 +224,7 @@ def _readings(alone: Program, x: Value, states: Sequence[Value]) -> Iterator[Pro
                 )
 
 
-def _open(value: Value, port: Port) -> list[int]:
+def open_axes(value: Value, port: Port) -> list[int]:
+    """The axes that the graph leaves open and that are 1 for one row."""
     assert value.dims is not None
     return [axis for axis, dim in enumerate(value.dims) if not isinstance(dim, int) and port.shape[axis] == 1]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rnnstream.adapters import onnx_graph, onnx_ports
+from rnnstream.adapters import onnx_graph, onnx_memory, onnx_ports
 from rnnstream.adapters.onnx_graph import Value
 from rnnstream.adapters.onnx_head import head_of, random_tokens
 from rnnstream.adapters.onnx_ports import Port
@@ -70,17 +70,19 @@ class OnnxStep(RowModel):
         states = [value for value in ins if value.name in pairs]
         after = [next(value for value in outs if value.name == pairs[state.name]) for state in states]
         x, y = _token(ins, pairs), _output(outs, pairs, said.stop)
-        self.batch = said.batch
+        self.batch = bool(said.batch)
         self.input, port = _input(graph, x, said)
         program = onnx_ports.settle(session(graph), constants, port, list(zip(states, after, strict=True)), y)
         self.dtype = np.result_type(*(state.dtype for state in program.states))
-        self.state_size = sum(state.size for state in program.states)
-        self._program, kind, head = head_of(graph, program, self.input, said.head)
+        self.state_size = program.state_size
+        onnx_memory.check_nodes(graph, program)
+        alone, kind, head = head_of(graph, program, self.input, said.head)
         same_ids = kind == "categorical" and program.y.size == self.input.size
         vocabulary = self.input.vocabulary if same_ids else None
         self.output = Output(kind, program.y.size, vocabulary)  # type: ignore[arg-type]
+        self._program = alone
         if self.batch:
-            self._program = onnx_ports.with_batch(self._program, x, states, random_tokens(self.input, onnx_ports.TRIAL_ROWS))
+            self._program = onnx_ports.with_batch(alone, x, states, random_tokens(self.input, onnx_ports.TRIAL_ROWS))
         name = said.name if said.name is not None else graph.graph.name if isinstance(source, bytes) else Path(source).stem
         self.name = name
         self.hints = replace(
@@ -88,6 +90,7 @@ class OnnxStep(RowModel):
             name=name,
             input=self.input.kind,
             size=self.input.size,
+            batch=self.batch or None,  # so that it makes no other digest to say false
             head=kind,
             states=pairs,
             stop=y,
@@ -96,6 +99,7 @@ class OnnxStep(RowModel):
         self.digest = self._digest()
         self.layers = self._lines(head)
         self.settle(f"onnxruntime {runtime().__version__} {PROVIDER} {platform.machine()}")
+        onnx_memory.check_sequence(alone, x, self.input)  # after it is known that nothing is random
 
     def initial_state(self) -> Array:  # -> [S]
         """Zeros."""
@@ -224,7 +228,11 @@ def _output(outs: Sequence[Value], pairs: dict[str, str], stop: str | None) -> s
     left = [value for value in outs if value.name not in pairs.values()]
     left = left or [value for value in outs if value.name in pairs.values()]  # a cell: its state is what it gives out
     if len(left) > 1:
-        raise ModelError(f'The outputs {_names(left)} are left; say in a spec which one is wanted: stop = "{left[0].name}".')
+        table = ", ".join(f'"{i}" = "{o}"' for i, o in pairs.items())
+        raise ModelError(
+            f'The outputs {_names(left)} are left; say in a spec which one is wanted: stop = "{left[0].name}". Taken for '
+            f"states and their next values are {table}; if that is not so, write the right ones as states = {{...}}."
+        )
     return left[0].name
 
 

@@ -8,6 +8,9 @@ A row's state vector is the module's state tensors one after the other, each fla
 from __future__ import annotations
 
 import hashlib
+import io
+import re
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +22,9 @@ from rnnstream.errors import ModelError
 from rnnstream.model.step import Input, Output
 
 Array = npt.NDArray[Any]
+
+_MANGLED = re.compile(rb"\.___torch_mangle_\d+")  # in the name of a type: how many of that name the process had before
+_FINAL = re.compile(rb"(?m)^  \S+ : Final\[.*\n")
 
 
 class TorchStep(RowModel):
@@ -41,7 +47,8 @@ class TorchStep(RowModel):
         name: for people.
         batch: all rows of a batch go into one call: faster, and no longer exact. Otherwise each row has a call of its own.
         digest: what tells this model from any other. Absent, a SHA-256 over the parameters and buffers, what `repr` says of
-            the module and, for a ScriptModule, its code; the code of a Python module is not in it.
+            the module and, for a ScriptModule, its code and attributes. A Python module's code and plain attributes are not
+            in it.
 
     Raises:
         ModelError: a first step does not go as it should; the sentence says what.
@@ -131,24 +138,60 @@ class TorchStep(RowModel):
 
     def _digest(self) -> str:
         torch, hasher = self._torch, hashlib.sha256()
-        for key, value in sorted(self._module.state_dict().items()):
+        if " at 0x" in repr(self._module):
+            raise ModelError(
+                "What repr says of the module has an address of memory in it, which is another one in every process; pass a "
+                "`digest` of your own."
+            )
+        named = self._module.state_dict()  # which leaves out buffers that are not persistent
+        named |= dict(self._module.named_parameters()) | dict(self._module.named_buffers())
+        for key, value in sorted(named.items()):
             if not isinstance(value, torch.Tensor) or value.is_quantized or value.layout != torch.strided:
                 raise ModelError(f"{key} of the module's state_dict is no plain tensor; pass a `digest` of your own.")
             hasher.update(f"\0{key}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
             hasher.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        cls = type(self._module)
-        code = [cls.__qualname__, repr(self._module)]
-        if isinstance(self._module, torch.jit.ScriptModule):
-            for part in self._module.modules():
-                if hasattr(part, "code"):
-                    text, constants = part.code_with_constants  # a traced module has tensors that are no parameters
-                    code.append(text)
-                    for key, value in sorted(constants.const_mapping.items()):
-                        code.append(f"{key} {value.tolist() if isinstance(value, torch.Tensor) else value}")
+        code = [type(self._module).__qualname__, repr(self._module)]
+        for script in _scripts(self._module, torch):
+            for part in _parts(script):
+                hasher.update(f"\0{len(part)}\0".encode() + part)
         of = [self.input.kind, self.input.size, self.input.vocabulary, self.output, self._shapes, self._axis, self.batch]
         hasher.update(repr((code, of)).encode())
         hasher.update(self._a0.tobytes())
         return hasher.hexdigest()
+
+
+def _scripts(module: Any, torch: Any) -> Iterator[Any]:
+    """The ScriptModules in a module that are in no other."""
+    if isinstance(module, torch.jit.ScriptModule):
+        yield module
+    else:
+        for child in module.children():
+            yield from _scripts(child, torch)
+
+
+def _parts(script: Any) -> Iterator[bytes]:
+    """Attributes, constants and code of a ScriptModule, as it would be saved; the same in every process."""
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(script.save_to_buffer()))
+    except RuntimeError as problem:
+        raise ModelError(f"The ScriptModule cannot be saved, so pass a `digest` of your own: {problem}") from None
+    classes: list[bytes] = []
+    for name in sorted(archive.namelist()):
+        content, inside = archive.read(name), name.partition("/")[2]
+        if name.endswith(".py"):
+            classes += map(_in_order, re.split(rb"(?m)^(?=class )", _MANGLED.sub(b"", content)))
+        elif inside.startswith(("data", "constants")):  # the rest is example inputs, lines of the source, versions
+            yield inside.encode()
+            yield _MANGLED.sub(b"", content) if name.endswith(".pkl") else content
+    yield from sorted(filter(None, classes))
+    for part in script.modules():  # which of the classes that have one name is where
+        if hasattr(part, "code"):
+            yield _MANGLED.sub(b"", part.code.encode())
+
+
+def _in_order(code: bytes) -> bytes:
+    """A class of a ScriptModule, whose constants PyTorch writes in the order of a set, another one in every process."""
+    return b"".join(sorted(_FINAL.findall(code))) + _FINAL.sub(b"", code)
 
 
 def _torch() -> Any:

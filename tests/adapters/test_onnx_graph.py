@@ -187,6 +187,21 @@ def test_refused(make, said, sentence):
         step(make(), **said)
 
 
+def test_outputs_are_left_where_names_mislead():
+    graph = model(
+        [node("Add", "audio state", "s"), node("Tanh", "s", "state_out"), node("Mul", "state_out gain", "audio_out")],
+        [value("audio", ["B", K]), value("gain", ["B", K]), value("state", ["B", K])],
+        [value("audio_out", ["B", K]), value("state_out", ["B", K])],
+    )
+    sentence = (
+        'The outputs audio_out, state_out are left; say in a spec which one is wanted: stop = "audio_out". Taken for states '
+        'and their next values are "audio" = "audio_out", "state" = "state_out"; if that is not so, write the right ones as '
+    )
+    with pytest.raises(ModelError, match=re.escape(sentence)):
+        step(graph)
+    assert step(graph, states={"state": "state_out"}, constants={"gain": [[1] * K]}).hints.stop == "audio_out"
+
+
 def test_an_operation_that_nobody_knows_is_named():
     graph = elman(more=[helper.make_node("Flux", ["y"], ["yy"], domain="capacitor")])
     graph.opset_import.append(helper.make_opsetid("capacitor", 1))

@@ -273,6 +273,14 @@ def test_what_is_saved_says_enough_by_itself(tmp_path):
     assert OnnxStep(tmp_path / "saved.onnx", {"name": "other"}).digest == before.digest
 
 
+def test_a_saved_batch_can_be_taken_back(tmp_path):
+    OnnxStep(elman().SerializeToString(), {"batch": True}).save(tmp_path / "saved.onnx")
+    assert OnnxStep(tmp_path / "saved.onnx").batch
+    alone = OnnxStep(tmp_path / "saved.onnx", {"batch": False})
+    assert (alone.batch, alone.exact) == (False, True)
+    assert alone.digest == step(elman(), batch=False).digest == step(elman()).digest
+
+
 def test_the_digest_tells_weights_and_vocabularies_apart():
     graph = elman(("B",), ids=True)
     found = {step(graph).digest, step(graph, vocabulary=list("abcde")).digest, step(graph, vocabulary=list("edcba")).digest}

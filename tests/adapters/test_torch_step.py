@@ -1,5 +1,8 @@
 """PyTorch modules of one step as step models; they run where PyTorch is installed."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -146,6 +149,101 @@ def test_the_digest_tells_models_apart():
     assert len(set(digests)) == 5
     assert gru().digest == digests[0]
     assert gru(digest="mine").digest == "mine"
+
+
+class Gained(torch.nn.Module):
+    """A buffer that is not persistent, a plain attribute, and a method beside `forward`."""
+
+    def __init__(self, buffer=1.0, gain=1.0):
+        super().__init__()
+        self.register_buffer("buffer", torch.tensor(buffer), persistent=False)
+        self.gain = gain
+
+    def louder(self, x):
+        return x * self.gain * self.buffer
+
+    def forward(self, x, h):
+        h = self.louder(x) + h
+        return h, h
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = torch.jit.script(inner)
+
+    def forward(self, x, h):
+        return self.inner(x, h)
+
+
+def adding(module, **more):
+    return TorchStep(module, input=Input("dense", K), output=Output("linear", K), state=torch.zeros(1, K), **more)
+
+
+def test_the_digest_sees_buffers_that_are_not_persistent():
+    assert adding(Gained()).digest == adding(Gained()).digest != adding(Gained(buffer=2.0)).digest
+
+
+@pytest.mark.parametrize("made", [torch.jit.script, Wrapped], ids=["whole", "part"])
+def test_the_digest_sees_the_attributes_and_methods_of_a_script_module(made):
+    plain = adding(made(Gained()))
+    assert adding(made(Gained())).digest == plain.digest
+    assert adding(made(Gained(gain=2.0))).digest != plain.digest
+    assert adding(made(Gained(buffer=2.0))).digest != plain.digest
+
+    class Quieter(Gained):
+        def louder(self, x):
+            return x * self.gain * self.buffer - 1
+
+    Quieter.__name__, Quieter.__qualname__ = Gained.__name__, Gained.__qualname__
+    assert adding(made(Quieter())).digest != plain.digest
+
+
+def test_the_digest_does_not_see_what_was_scripted_before():
+    def traced(first, second):
+        torch.manual_seed(0)
+        layers = torch.nn.Sequential(torch.nn.Linear(K, K), first, torch.nn.Linear(K, K), second)
+
+        class Adding(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layers = layers
+
+            def forward(self, x, h):
+                h = self.layers(x) + h
+                return h, h
+
+        return adding(torch.jit.trace(Adding(), (torch.zeros(1, K), torch.zeros(1, K)))).digest
+
+    tanh, relu = torch.nn.Tanh(), torch.nn.ReLU()
+    assert traced(tanh, relu) == traced(tanh, relu) != traced(relu, tanh)
+
+
+def test_the_digest_is_the_same_in_every_process(request):
+    script = (
+        "import warnings; warnings.simplefilter('ignore'); from tests.adapters.test_torch_step import *; "
+        "torch.jit.script(Gained()); print(gru(module=torch.jit.script(Gru())).digest)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=request.config.rootpath,
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+    )
+    assert done.stdout == gru(module=torch.jit.script(Gru())).digest + "\n"
+
+
+class Addressed(Gained):
+    def extra_repr(self):
+        return f"by {object()}"
+
+
+def test_an_address_is_no_part_of_a_digest():
+    with pytest.raises(ModelError, match=r"has an address of memory in it, .* pass a `digest` of your own\.$"):
+        adding(Addressed())
+    assert adding(Addressed(), digest="mine").digest == "mine"
 
 
 def test_torch_is_held_to_one_thread_in_every_thread():
