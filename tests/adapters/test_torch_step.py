@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,18 +220,18 @@ def test_the_digest_does_not_see_what_was_scripted_before():
     assert traced(tanh, relu) == traced(tanh, relu) != traced(relu, tanh)
 
 
-def test_the_digest_is_the_same_in_every_process(request):
+def test_the_digest_is_the_same_in_every_process():
     script = (
-        "import warnings; warnings.simplefilter('ignore'); from tests.adapters.test_torch_step import *; "
+        f"import warnings; warnings.simplefilter('ignore'); from {__name__} import *; "  # a type has its module in its name
         "torch.jit.script(Gained()); print(gru(module=torch.jit.script(Gru())).digest)"
     )
+    root = str(Path(__file__).parents[__name__.count(".")])
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
         check=True,
-        cwd=request.config.rootpath,
-        env={**os.environ, "PYTHONHASHSEED": "1"},
+        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": root},
     )
     assert done.stdout == gru(module=torch.jit.script(Gru())).digest + "\n"
 

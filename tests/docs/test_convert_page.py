@@ -1,5 +1,6 @@
 """docs/convert.md: its example runs where PyTorch is installed, and its tables are those of the code."""
 
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,10 @@ SHELL = re.findall(r"^    rnnstream (.*)$", PAGE, re.M)
 
 
 def run(*command: str, directory: Path) -> str:
-    done = subprocess.run([sys.executable, *command], cwd=directory, capture_output=True, text=True, timeout=2 * DEADLINE_S)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # PyTorch's threads wait for each other where cores are few and busy
+    done = subprocess.run(
+        [sys.executable, *command], cwd=directory, env=environment, capture_output=True, text=True, timeout=2 * DEADLINE_S
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
