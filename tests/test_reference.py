@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load
 
 from rnnstream.reference import AddGate, Model, MultiplyGate, RNNLayer, Sigmoid, Softmax, Tanh
 
-GOLDEN = Path(__file__).parent / "golden" / "torch_cells.npz"
+GOLDEN = Path(__file__).parent / "golden" / "torch.npz"
 
 
 def sigmoid(v):
@@ -193,12 +194,13 @@ def test_diff_is_the_derivative_of_loss_and_leaves_its_argument_alone():
 
 def test_tokens_equal_pytorch():
     with np.load(GOLDEN) as golden:
-        case = {key.split("/")[1]: value for key, value in golden.items() if key.startswith("token_rnn_tanh_1/")}
+        case = {key.split("/")[1]: value for key, value in golden.items() if key.startswith("rnn_tanh_1_token/")}
+    w = {name: tensor.astype(float) for name, tensor in load(case["file"].tobytes()).items()}
     model = Model(6, 7)
-    model.waa, model.wax, model.wya = case["weight_hh_l0"], case["weight_ih_l0"], case["linear.weight"]
-    model.ba, model.by = case["bias_ih_l0"].astype(float) + case["bias_hh_l0"], case["linear.bias"]
-    layers = model.forward_propagation(case["ids"])
-    np.testing.assert_allclose([layer.a for layer in layers], case["output"], atol=1e-6)
-    np.testing.assert_allclose([layer.z for layer in layers], case["logits"], atol=2e-6)
-    np.testing.assert_allclose([layer.y for layer in layers], case["probabilities"], atol=1e-6)
-    assert model.predict(case["ids"]) == case["probabilities"].argmax(1).tolist()
+    model.waa, model.wya = w["rnn.weight_hh_l0"], w["fc.weight"]
+    model.wax = w["rnn.weight_ih_l0"] @ w["emb.weight"].T  # an embedding is a matrix on one-hot vectors
+    model.ba, model.by = w["rnn.bias_ih_l0"] + w["rnn.bias_hh_l0"], w["fc.bias"]
+    layers = model.forward_propagation(case["xs"])
+    np.testing.assert_allclose(layers[-1].a, case["h"][0], atol=1e-6)
+    np.testing.assert_allclose([layer.z for layer in layers], case["output"], atol=2e-6)
+    assert model.predict(case["xs"]) == case["output"].argmax(1).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import json
 import zipfile
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from rnnstream.convert.hints import Hints
 from rnnstream.errors import ModelError
 
 Array = npt.NDArray[Any]
@@ -19,11 +21,11 @@ MOST_EXPANSION = 1000  # times that an .npz file may grow when it is unpacked: b
 NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")  # of checkpoints that hold more
 
 
-def arrays(path: Path) -> tuple[dict[str, Array], list[str]]:
-    """The arrays in a file by name, and notes about what was passed over.
+def arrays(path: Path, said: Hints) -> tuple[dict[str, Array], list[str]]:
+    """The arrays in a file by name, but for those that --spec says to leave out; and notes about what was passed over.
 
     Raises:
-        ModelError: it cannot be read, or holds something else than arrays.
+        ModelError: it cannot be read, or holds something else than weights.
     """
     suffix, notes = path.suffix.lower(), list[str]()
     if suffix == ".npz":
@@ -32,6 +34,7 @@ def arrays(path: Path) -> tuple[dict[str, Array], list[str]]:
         found = _safetensors(path)
     else:
         found, notes = _torch(path)
+    found = _without_ignored(found, said)
     for name, array in found.items():
         whole = array.dtype.kind in "iu" and name.endswith("num_batches_tracked")
         if array.dtype.kind != "f" and not whole:
@@ -129,3 +132,21 @@ def _numpy(name: str, tensor: Any) -> Array:
 
 def _first_line(problem: Exception) -> str:
     return f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
+
+
+def _without_ignored(arrays: dict[str, Array], said: Hints) -> dict[str, Array]:
+    """The arrays that --spec does not say to leave out.
+
+    Raises:
+        ModelError: a pattern of `ignore` names none.
+    """
+    there = some(sorted(arrays))
+    for pattern in said.ignore:
+        if not fnmatch.filter(arrays, pattern):
+            raise ModelError(f"`ignore` has {pattern!r:.60}, and no tensor is called so; these are there: {there}.")
+    return {name: array for name, array in arrays.items() if not any(fnmatch.fnmatchcase(name, p) for p in said.ignore)}
+
+
+def some(names: list[str]) -> str:
+    """The first of these names, and how many more there are."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

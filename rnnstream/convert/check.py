@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from rnnstream.convert import KERAS, ONNX
 from rnnstream.convert.hints import Hints, hints
-from rnnstream.convert.modules import without_ignored
 from rnnstream.convert.parts import Converted
 from rnnstream.errors import ModelError
 from rnnstream.model.blas import one_thread
@@ -98,7 +97,7 @@ def _run_source(path: Path, said: Hints, converted: Converted, xs: Sequence[Any]
     from rnnstream.convert import equations, torch_source
     from rnnstream.convert.arrays import arrays
 
-    found = without_ignored(arrays(path)[0], said)
+    found = arrays(path, said)[0]
     if equations.are_equations(found):
         return equations.run_source(found, converted, xs)
     return torch_source.run_source(path, said, converted, xs)

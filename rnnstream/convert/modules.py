@@ -5,7 +5,6 @@ G gates of a cell    H its size    K inputs    N outputs    V ids
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 import re
 from dataclasses import dataclass, field
@@ -13,7 +12,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from rnnstream.convert.hints import TENSORS, Hints
+from rnnstream.convert.arrays import some
+from rnnstream.convert.hints import TENSORS
 from rnnstream.errors import ModelError
 
 Array = npt.NDArray[Any]
@@ -181,7 +181,7 @@ def said_order(arrays: dict[str, Array], entries: list[dict[str, Any]]) -> tuple
             names = roles
         for name in names.values():
             if name not in arrays:
-                raise ModelError(f"{where}: there is no tensor {name!r:.60}; these are there: {_some(sorted(arrays))}.")
+                raise ModelError(f"{where}: there is no tensor {name!r:.60}; these are there: {some(sorted(arrays))}.")
         used |= set(names.values())
         tensors = {leaf: arrays[name] for leaf, name in names.items()}
         name = entry.get("from") or next(iter(names.values()), "")
@@ -269,19 +269,6 @@ def _fits(order: tuple[Module, ...]) -> bool:
     return all(one.outputs == other.inputs for one, other in itertools.pairwise(order))
 
 
-def without_ignored(arrays: dict[str, Array], said: Hints) -> dict[str, Array]:
-    """The arrays that --spec does not say to leave out.
-
-    Raises:
-        ModelError: a pattern of `ignore` names none.
-    """
-    there = _some(sorted(arrays))
-    for pattern in said.ignore:
-        if not fnmatch.filter(arrays, pattern):
-            raise ModelError(f"`ignore` has {pattern!r:.60}, and no tensor is called so; these are there: {there}.")
-    return {name: array for name, array in arrays.items() if not any(fnmatch.fnmatchcase(name, p) for p in said.ignore)}
-
-
 def refuse_unused(arrays: dict[str, Array], used: set[str]) -> None:
     """Refuse tensors that nothing uses.
 
@@ -290,9 +277,5 @@ def refuse_unused(arrays: dict[str, Array], used: set[str]) -> None:
     """
     if unused := [name for name in arrays if name not in used]:
         raise ModelError(
-            f"Nothing uses the tensors {_some(unused)}. Put them into `layers` in --spec, or on `ignore` to leave them out."
+            f"Nothing uses the tensors {some(unused)}. Put them into `layers` in --spec, or on `ignore` to leave them out."
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

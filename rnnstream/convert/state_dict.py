@@ -23,7 +23,6 @@ from rnnstream.convert.modules import (
     modules,
     refuse_unused,
     said_order,
-    without_ignored,
 )
 from rnnstream.convert.parts import Converted, Part, assemble
 from rnnstream.errors import ModelError
@@ -39,12 +38,11 @@ def read(path: Path, said: Hints) -> Converted:
     Raises:
         ModelError: as `convert` has it.
     """
-    arrays, notes = read_arrays(path)
+    arrays, notes = read_arrays(path, said)
     if not arrays:
         raise ModelError("there is no tensor in it.")
     if said.start or said.stop or said.states or said.constants or said.batch or said.size:
         raise ModelError("`start`, `stop`, `states`, `constants`, `batch` and `size` in --spec are for ONNX graphs.")
-    arrays = without_ignored(arrays, said)
     if equations.are_equations(arrays):
         return equations.network(arrays, said, path.stem, notes)
     chain = plan(arrays, said, notes)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from rnnstream.convert.arrays import arrays as read_arrays
 from rnnstream.convert.hints import Hints
-from rnnstream.convert.modules import CELLS, Module, without_ignored
+from rnnstream.convert.modules import CELLS, Module
 from rnnstream.convert.parts import Converted
 from rnnstream.convert.state_dict import EPSILON, plan
 
@@ -25,8 +25,8 @@ def run_source(path: Path, said: Hints, converted: Converted, xs: Sequence[Any])
     """The whole sequence through PyTorch's own modules, made of the file's own tensors: (what ran, outputs [T, V])."""
     import torch
 
-    arrays, notes = read_arrays(path)
-    chain = plan(without_ignored(arrays, said), said, notes)
+    arrays, notes = read_arrays(path, said)
+    chain = plan(arrays, said, notes)
     spec = converted.spec
     dtype = torch.float64 if spec.dtype == "float64" else torch.float32
     with torch.inference_mode():
