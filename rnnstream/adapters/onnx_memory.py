@@ -43,13 +43,11 @@ def check_nodes(graph: Any, program: Program) -> None:
         from onnx.inliner import inline_local_functions
 
         graph = inline_local_functions(graph)
+    graph = _as_taken(graph, program)
     fed = {port.name for port in program.states}
     top = {name for node in graph.graph.node for name in node.output}
     for node, problem in _unfit(graph.graph, fed):
-        inside = node.input[0] not in top | {program.x.name}
-        if inside and problem.startswith("starts"):
-            continue  # a branch may never be taken; silero-vad has such a one for another sampling rate
-        if inside or _length(graph, program, node) <= 1:
+        if node.input[0] not in top | {program.x.name} or _length(graph, program, node) <= 1:
             raise ModelError(f"The {node.op_type} {node.name or next(filter(None, node.output))} {problem}")
 
 
@@ -90,18 +88,58 @@ def _problem(node: Any, fed: Collection[str]) -> str:
     return ""
 
 
-def _length(graph: Any, program: Program, node: Any) -> int:
-    """Over how many places the node runs in one step, its input being one of the whole graph's."""
+def _as_taken(graph: Any, program: Program) -> Any:
+    """The graph with the branch that a step takes in the place of each If that no token and no state decides.
+
+    What is not taken may be for other constants: silero-vad has a second network in one, for another sampling rate.
+    """
+    make_node = needs_onnx().helper.make_node
     copy = type(graph)()
     copy.CopyFrom(graph)
-    name = node.input[0]
+    while (place := _decided(copy, program)) is not None:
+        node = copy.graph.node[place]
+        name = "then_branch" if _value(copy, program, node.input[0]) else "else_branch"
+        branch = next(attribute.g for attribute in node.attribute if attribute.name == name)
+        ends = [make_node("Identity", [made.name], [out]) for made, out in zip(branch.output, node.output, strict=True)]
+        nodes = [*copy.graph.node[:place], *branch.node, *ends, *copy.graph.node[place + 1 :]]
+        copy.graph.initializer.extend(branch.initializer)
+        del copy.graph.node[:]
+        copy.graph.node.extend(nodes)
+    return copy
+
+
+def _decided(graph: Any, program: Program) -> int | None:
+    """The place of the first If whose condition depends on no token and no state; None if there is none."""
+    moving = {program.x.name, *(port.name for port in program.states)}
+    for place, node in enumerate(graph.graph.node):
+        if node.op_type == "If" and node.input[0] not in moving:
+            return place
+        if node.op_type not in LENGTHS and not moving.isdisjoint(_taken_by(node)):
+            moving.update(filter(None, node.output))
+    return None
+
+
+def _taken_by(node: Any) -> set[str]:
+    """The tensors that a node takes, those of the graphs inside it included."""
+    inner = (inside for attribute in node.attribute for inside in attribute.g.node if attribute.HasField("g"))
+    return set(node.input).union(*map(_taken_by, inner))
+
+
+def _length(graph: Any, program: Program, node: Any) -> int:
+    """Over how many places the node runs in one step, its input being one of the whole graph's."""
+    return int(_value(graph, program, node.input[0]).shape[0])  # ONNX Runtime takes no other layout on the CPU
+
+
+def _value(graph: Any, program: Program, name: str) -> Array:
+    """What a tensor of the whole graph is in one step of one row."""
+    copy = type(graph)()
+    copy.CopyFrom(graph)
     del copy.graph.output[:]
     copy.graph.output.append(needs_onnx().helper.make_empty_tensor_value_info(name))
     feed = program.feed(np.zeros((1, program.state_size)), np.zeros((1, program.x.size)))
     taken = session(copy)
     needed = {port.name for port in taken.get_inputs()}
-    (array,) = taken.run([name], {key: value for key, value in feed.items() if key in needed})
-    return int(array.shape[0])  # ONNX Runtime takes no other layout on the CPU
+    return taken.run([name], {key: value for key, value in feed.items() if key in needed})[0]
 
 
 def check_sequence(program: Program, x: Value, taken: Input) -> None:

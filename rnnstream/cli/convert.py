@@ -23,8 +23,7 @@ from rnnstream.model.step import StepModel
 @click.option("--spec", type=click.Path(dir_okay=False), help="What IN does not say about itself: a TOML or JSON file.")
 @click.option("--check", "checking", is_flag=True, help="Run the source's framework and ours side by side on random tokens.")
 @options.as_json
-@click.pass_context
-def convert(ctx: click.Context, source: str, target: str, spec: str | None, checking: bool, as_json: bool) -> None:
+def convert(source: str, target: str, spec: str | None, checking: bool, as_json: bool) -> None:
     """Convert IN, a network of another framework, into the model file OUT (.safetensors).
 
     IN is a state_dict of PyTorch (.pt, .pth, .safetensors, .npz), a model of Keras (.keras, .h5), an ONNX graph (.onnx), or an

@@ -22,10 +22,10 @@ def selftest(ctx: click.Context, model: str | None, as_json: bool) -> None:
     """Prove that MODEL gives a session the same bits in every company, on this machine.
 
     MODEL is a model file, another framework's file, module:attribute or an entry point; absent, the model that ships with the
-    package. Three things are measured: the
-    tiles in which each matrix is multiplied, a whole step, and sessions side by side in one process against each of them run
-    alone. Exit status 1 where a bit differs. A model that promises a tolerance and not bits, as one does that another library
-    runs in batches, is held to that: sessions in company may differ from each alone by rounding.
+    package. Three things are measured: the tiles in which each matrix is multiplied, a whole step, and sessions side by side in
+    one process against each of them run alone. Exit status 1 where a bit differs. A model that promises a tolerance and not
+    bits, as one does that another library runs in batches, is held to that: sessions in company may differ from each alone by
+    rounding.
     """
     network = load_model(model)
     before, held = measure.blas_threads()

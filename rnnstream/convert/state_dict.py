@@ -133,11 +133,12 @@ def _stack(module: Module) -> list[Part]:
             f"{module.name} is a vanilla RNN, and the file does not say whether its nonlinearity is tanh or relu; write "
             f'layers = [..., {{from = "{module.name}", activation = "tanh"}}, ...] and pass it with --spec.'
         )
+    biased = any(leaf.startswith("bias") for leaf in module.tensors)
     stack = []
     for number in range(max(layers) + 1):
         tensors = layers.get(number, {})
         where = f"{module.name} layer {number}" if len(layers) > 1 else module.name or module.kind
-        for needed in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if any(map(_is_bias, module.tensors)) else ())):
+        for needed in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if biased else ())):
             if needed not in tensors:
                 raise ModelError(f"{where}: the tensor {needed} is missing.")
         bias = np.concatenate([tensors["bias_ih"], tensors["bias_hh"]]) if "bias_ih" in tensors else None
@@ -145,10 +146,6 @@ def _stack(module: Module) -> list[Part]:
         stack.append(cell(where, "torch", module.kind, kernel=kernel, recurrent=recurrent, bias=bias, activation=g1 or "tanh"))
     stack[-1].name = module.name
     return stack
-
-
-def _is_bias(leaf: str) -> bool:
-    return leaf.startswith("bias")
 
 
 def _conv(module: Module, notes: list[str]) -> Part:

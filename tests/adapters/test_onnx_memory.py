@@ -57,16 +57,17 @@ def second(start):
     return gru(more=[node("LeakyRelu", "y", "l"), node("GRU", f"l w2 r2 - - {start}", "z4", hidden_size=H)], ends="z4")
 
 
-def branched(start):
-    """A GRU in both branches of an If."""
+def branched(then, otherwise=None):
+    """A GRU in both branches of an If, behind another node."""
+    starts = {"then": then, "else": otherwise or then}
     branches = {
         f"{name}_branch": helper.make_graph(
-            [node("GRU", f"x w r - - {start}", f"y{name} hn{name}", hidden_size=H)],
+            [node("Identity", "x", f"x{name}"), node("GRU", f"x{name} w r - - {start}", f"y{name} hn{name}", hidden_size=H)],
             name,
             [],
             [value(f"y{name}", None), value(f"hn{name}", None)],
         )
-        for name in ("then", "else")
+        for name, start in starts.items()
     }
     return model(
         [node("Cast", "yes", "sure", to=TensorProto.BOOL), node("If", "sure", "y hn", **branches)],
@@ -131,7 +132,8 @@ def test_recurrent_nodes_that_make_no_step(make, sentence, tokens):
         (second("zeros"), {}, "The GRU z4 starts every token with the same hidden state"),
         (second("h0"), {}, f"{AHEAD}the outputs differ by "),  # a state is handed on to it, but not its own
         (zeros_by_shape(), {}, "The GRU y4 starts every token with the same hidden state"),
-        (branched("-"), {"constants": {"yes": 1}}, f"The GRU yelse {FORGETS}"),
+        (branched("-"), {"constants": {"yes": 1}}, f"The GRU ythen {FORGETS}"),
+        (branched("h0", "-"), {"constants": {"yes": 0}}, f"The GRU yelse {FORGETS}"),
         (in_a_function(), {}, FORGETS),
         (gru(*MEAN, x="xm"), {}, f"{AHEAD}the states differ by 0."),
         (convolved([1, 1]), {}, f"{AHEAD}the states differ by 0."),
@@ -165,6 +167,7 @@ def test_a_cell_state_of_zeros_is_seen():
         (gru(more=[node("Reshape", "y flat", "z")], ends="z"), {}),
         (gru(node("Split", "h0", "a b", axis=2), node("Concat", "a b", "h", axis=2), start="h"), {}),
         (branched("h0"), {"constants": {"yes": 1}}),
+        (branched("h0", "-"), {"constants": {"yes": 1}}),  # the other one is never taken
         (lstm("T"), {}),
         (convolved([2, 0], tokens=1), {}),  # which says that it is a step
     ],
