@@ -17,6 +17,7 @@
     │   ├── Full           full             no room for another session, or another producer in it
     │   ├── BadState       bad_state        a snapshot that is damaged, or of another model
     │   ├── StoreError     store_error      it could not be kept, or read: disk full, I/O error     .retry_after_ms
+    │   ├── Denied         denied           this key may not do this
     │   ├── TooLarge       too_large        the reply would be over the limit                       .limit
     │   └── Internal       internal         a bug in the worker
     ├── ConnectionFailed                the transport: what a client raises by itself
@@ -24,6 +25,7 @@
     │   └── ProtocolError                   what came back is not this protocol
     ├── SessionLost                         the worker no longer has the session that this client was feeding
     ├── BadStore                            the store's file cannot be used: another model's, damaged, in use
+    ├── BadKey                              a key file cannot be used: no key in it, or others can read it
     └── ModelError                      the model file or specification cannot be used (also a ValueError)
 
 A request that gets a `RequestError` has changed nothing. The same classes serve on both sides: the engine raises them, the
@@ -159,6 +161,12 @@ class StoreError(RequestError):
     code = "store_error"
 
 
+class Denied(RequestError):
+    """This key may not do this; the sentence says what, and which limit there is."""
+
+    code = "denied"
+
+
 class TooLarge(RequestError):
     """The reply would be larger than `limit` bytes; nothing was done."""
 
@@ -200,6 +208,10 @@ class SessionLost(RnnstreamError):
 
 class BadStore(RnnstreamError):
     """A store that cannot be used: another model's, of another format, damaged, or in use; the sentence says which."""
+
+
+class BadKey(RnnstreamError):
+    """A key file that cannot be used; the sentence says why, and what to do."""
 
 
 class ModelError(RnnstreamError, ValueError):
