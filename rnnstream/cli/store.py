@@ -14,6 +14,7 @@ import numpy as np
 from rnnstream.cli import options, out
 from rnnstream.engine.snapshot import encode
 from rnnstream.errors import BadStore
+from rnnstream.names import Name, named, owner_of
 from rnnstream.store.layout import FORMAT
 from rnnstream.store.look import Behind, Look, Problem, Session, looking
 
@@ -95,7 +96,8 @@ def check(path: str, as_json: bool) -> None:
             problems = list(look.problems(tell))
         whole = "" if problems else f"{path} is whole: {look.rows:,} names, {look.entries:,} journal entries"
     for problem in problems:
-        where = {key: value for key in ("session", "entry") if (value := getattr(problem, key)) is not None}
+        where = {"entry": problem.entry} if problem.entry is not None else {}
+        where |= _whose(problem.session) if problem.session is not None else {}
         click.echo(out.json_line({"problem": problem.sentence, **where}) if as_json else problem.sentence)
     if as_json:
         click.echo(out.json_line({"problems": len(problems)}))
@@ -127,13 +129,15 @@ def _names(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
 @store.command()
 @path
 @click.option("--session", "names", multiple=True, callback=_names, help="Only the session of this name; may be repeated.")
-def export(path: str, names: tuple[str, ...]) -> None:
+@click.option("--owner", default="", help="The public key whose sessions --session names; nobody's unless given.")
+def export(path: str, names: tuple[str, ...], owner: str) -> None:
     """Write all sessions in the store PATH.
 
     One JSON object a line for each name:
 
     \b
       session    the name
+      owner      whose it is: a public key; absent where it is nobody's
       status     open, closed or expired; of an ended one, only producers follow
       t          step count of the state
       age_s      seconds since it was opened,
@@ -146,14 +150,15 @@ def export(path: str, names: tuple[str, ...]) -> None:
     Exit status 1 where anything is damaged, or a --session is not there.
     """  # noqa: D301 - click is to see \b as the character: a paragraph that it does not wrap
     with looking(path) as look:
-        journal = look.journal(names)
-        problems, missing = list(journal.problems), dict.fromkeys(names)
+        wanted = [named(owner, name) for name in names]
+        journal = look.journal(wanted)
+        problems, missing = list(journal.problems), dict.fromkeys(wanted)
         for found in look.sessions(tuple(missing)):
             if isinstance(found, Problem):
                 problems.append(found)
                 if found.session is None:
                     continue
-                name, line = found.session, {"session": found.session, "damaged": True}
+                name, line = found.session, _whose(found.session) | {"damaged": True}
             else:
                 name, line = found.saved.name, _line(look, found, journal.behind.get(found.saved.name), journal.clock)
             missing.pop(name, None)
@@ -161,18 +166,22 @@ def export(path: str, names: tuple[str, ...]) -> None:
         for name, behind in journal.behind.items():
             if not behind.stored:
                 missing.pop(name, None)
-                opened = {"session": name, "status": "open", "t": 0, "age_s": journal.clock - behind.first}
+                opened = _whose(name) | {"status": "open", "t": 0, "age_s": journal.clock - behind.first}
                 click.echo(out.json_line(opened | _behind(behind, journal.clock)))
     if problems:
         raise BadStore(f"The store {path} is damaged, and not all of it is here. {problems[0].sentence}")
     if missing:
-        raise BadStore(f"The store {path} keeps nothing of {', '.join(map(out.name, missing))}.")
+        raise BadStore(f"The store {path} keeps nothing of {', '.join(out.name(str(name)) for name in missing)}.")
+
+
+def _whose(name: Name) -> dict[str, Any]:
+    return {"session": str(name)} | ({"owner": owner_of(name)} if owner_of(name) else {})
 
 
 def _line(look: Look, found: Session, behind: Behind | None, clock: float) -> dict[str, Any]:
     """What is told of a name that has a row."""
     saved = found.saved
-    line: dict[str, Any] = {"session": saved.name, "status": saved.status}
+    line = _whose(saved.name) | {"status": saved.status}
     if saved.status != "open":
         return line | {"producers": found.producers}
     line |= {"t": saved.t, "age_s": clock - saved.opened_at, "idle_s": clock - saved.moved_at, "producers": found.producers}

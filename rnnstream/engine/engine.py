@@ -208,7 +208,7 @@ class Engine(Turns):
 
     def sessions(self) -> list[str]:
         """The names of all open sessions, in no given order."""
-        return [name for name, row in self.table.rows.items() if self.table.live[row]]
+        return [str(name) for name, row in self.table.rows.items() if self.table.live[row]]
 
     def _with_row(self, session: str, do: Callable[[int], T]) -> T:
         """Do something with a row of this name, which is given back where the name is not open afterwards."""

@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, deque
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from rnnstream.errors import Conflict, Full, Gap, Stale
+from rnnstream.names import Name
 
 # n against the last number that counted; the reply to n, if n counted; what happens.
 JUDGEMENTS = {
@@ -30,6 +31,7 @@ JUDGEMENTS = {
 
 ORDINARY_BYTES = 2048  # of a reply that is part of its producer: a prediction without probabilities
 ENTRY_BYTES = 200  # of the objects around a kept reply
+SHARE = 4  # of the room for producers and replies, a key gets this part: some keys fit side by side, and one fills no more
 LOOKED_AT = 1000  # producers that are looked through for some to forget, when there are too many in all: 0.1 ms
 
 
@@ -93,7 +95,11 @@ class Numbering:
     _tidied_at: float = field(default=-math.inf, init=False)
     _round: deque[Producers] = field(default_factory=deque, init=False)  # every session's that has any, and some without
 
-    def judge(self, session: str, known: Producers | None, producer: str, n: int, request: Any, t: int) -> bytes | None:
+    def share(self) -> Numbering:
+        """Another one for the sessions of one key, with a part of the room: what a key fills is its own alone."""
+        return replace(self, most_producers=max(1, self.most_producers // SHARE), most_bytes=self.most_bytes // SHARE)
+
+    def judge(self, session: Name, known: Producers | None, producer: str, n: int, request: Any, t: int) -> bytes | None:
         """Judge a number whose turn has come.
 
         Args:
@@ -132,7 +138,7 @@ class Numbering:
                 raise Gap(f"{told}, expected {last + 1}.", expected=last + 1)
         return None
 
-    def welcome(self, session: str, known: Producers | None, producer: str, now: float) -> None:
+    def welcome(self, session: Name, known: Producers | None, producer: str, now: float) -> None:
         """See whether there is room for this producer, if it is a newcomer; changes nothing of the session.
 
         Raises:

@@ -19,6 +19,7 @@ from rnnstream.engine.table import Table
 from rnnstream.errors import BadRequest
 from rnnstream.model.outcomes import TOP, most_likely, surprisals, top
 from rnnstream.model.step import StepModel
+from rnnstream.names import Name
 from rnnstream.prediction import Prediction
 
 Array = npt.NDArray[Any]
@@ -215,7 +216,9 @@ class Rows:
             "norm": norm,
         }
 
-    def page(self, prefix: str, after: int, limit: int, scan: int) -> tuple[list[str], int | None, int]:
+    def page(
+        self, prefix: str, after: int, limit: int, scan: int, owner: str | None = None
+    ) -> tuple[list[Name], int | None, int]:
         """Names of open sessions, in no given order.
 
         Args:
@@ -223,20 +226,26 @@ class Rows:
             after: 0, or the cursor that the page before gave.
             limit: most names.
             scan: most rows to look at.
+            owner: only sessions of this key, "" for nobody's, so that not even the number of pages tells of others; None: all.
 
         Returns:
             The names; the cursor for the next page, None at the end; how many rows were looked at.
         """
-        names: list[str] = []
-        end = min(len(self.table.names), after + scan)
-        for row in range(after, end):
-            name = self.table.names[row]
-            if name is not None and self.table.live[row] and name.startswith(prefix):
+        table = self.table
+        names: list[Name] = []
+        end = count = len(table.names)
+        rows: Sequence[int] = range(after, end)
+        if owner is not None and len(table.owner_numbers) > 1:  # else all are nobody's; finding the rows takes 1 ns for each
+            rows = (after + np.flatnonzero(table.owners[after:count] == table.owner_numbers.get(owner, -1))).tolist()
+        if len(rows) > scan:
+            end, rows = rows[scan], rows[:scan]
+        for looked_at, row in enumerate(rows, 1):
+            name = table.names[row]
+            if name is not None and table.live[row] and str(name).startswith(prefix):
                 names.append(name)
-                if len(names) == limit:
-                    end = row + 1
-                    break
-        return names, end if end < len(self.table.names) else None, max(0, end - after)
+                if len(names) == limit and looked_at < len(rows):
+                    return names, row + 1, looked_at
+        return names, end if end < count else None, len(rows)
 
     def rehearse(self) -> None:
         """A real step that no session sees: it raises what a step would raise. Runs under `one_thread`."""

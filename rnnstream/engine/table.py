@@ -12,32 +12,21 @@ Sessions may be kept elsewhere too: `evict` and `place` are for whoever keeps th
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from rnnstream.engine.numbering import Numbering, Producers
-from rnnstream.errors import Full
+from rnnstream.engine.tombstones import Tombstone, Tombstones
+from rnnstream.errors import Denied, Full
+from rnnstream.names import Name, owner_of
 
 Array = npt.NDArray[Any]
 
-TOMBSTONES = 100_000  # names remembered that were closed or expired, so that no stream starts over unnoticed: 15 to 35 MB
 SWEEP_S = 1e-7  # between two looks for idle sessions, for each row: looking takes a hundredth of that
-
-
-class Tombstone(NamedTuple):
-    """What is remembered of a name that is not open any more.
-
-    Attributes:
-        why: "closed" or "expired".
-        producers: their numbers go on where the name is opened again.
-    """
-
-    why: Literal["closed", "expired"]
-    producers: Producers | None
 
 
 class Table:
@@ -51,9 +40,15 @@ class Table:
         states: [rows, S]; a<t> of each open session.
         t: step count of each open session.
         opened_at, moved_at: seconds, on the clock that the caller keeps; of each open session.
-        tombstones: of names that were closed or expired and not opened since, the oldest first.
-        numbering: of all producers.
+        owners: number of each row's owner, see `owner_numbers`.
+        owner_numbers: a number for each owner, that of nobody is 0.
+        tombstones: of names that were closed or expired and not opened since.
+        numbering: of the producers of what is nobody's.
+        numberings: by owner: of its producers.
         absent: how many open sessions have no row here, for they are kept elsewhere.
+        owned: how many open sessions each key has, here or elsewhere.
+        owned_since: by how much these have changed since somebody has cleared this.
+        most_owned: most open sessions of a key; None: no bound.
         forgotten: names whose tombstones were pushed out, for whoever keeps them elsewhere and empties this; None: nobody does.
     """
 
@@ -61,16 +56,22 @@ class Table:
         self.max_sessions = max_sessions
         self.max_rows = max_sessions if max_rows is None else max_rows
         self.absent = 0
-        self.forgotten: list[str] | None = None
+        self.owned: Counter[str] = Counter()
+        self.owned_since: Counter[str] = Counter()
+        self.most_owned: int | None = None
+        self.forgotten: list[Name] | None = None
         self.numbering = numbering
+        self.numberings = {"": numbering}
         self._a0 = initial_state
-        self.rows: dict[str, int] = {}
-        self.names: list[str | None] = []
+        self.rows: dict[Name, int] = {}
+        self.names: list[Name | None] = []
         self.live = bytearray()
         self.producers: list[Producers | None] = []
         self.open_count = 0
         self._free: list[int] = []
-        self.tombstones: OrderedDict[str, Tombstone] = OrderedDict()
+        self.tombstones = Tombstones()
+        self.owner_numbers = {"": 0}
+        self.owners = np.empty(0, np.int32)
         self.states = np.empty((0, len(initial_state)), initial_state.dtype)
         self.t = np.empty(0, np.int64)
         self.opened_at = np.empty(0)
@@ -80,7 +81,14 @@ class Table:
         self._sweep_free = 0.0  # nor is anybody looked for before
         self._idle_s = math.inf
 
-    def take(self, name: str) -> int:
+    def numbering_of(self, name: Name) -> Numbering:
+        """What counts the producers of this name."""
+        owner = owner_of(name)
+        if owner not in self.numberings:
+            self.numberings[owner] = self.numbering.share()
+        return self.numberings[owner]
+
+    def take(self, name: Name) -> int:
         """The row of this name; a free one, cleared and not open, if it has none yet.
 
         Raises:
@@ -101,6 +109,7 @@ class Table:
         self.states[row] = self._a0
         self.t[row] = 0
         self.names[row] = name
+        self.owners[row] = self.owner_numbers.setdefault(owner_of(name), len(self.owner_numbers))
         self.rows[name] = row
         tombstone = self.tombstones.get(name)
         self.producers[row] = tombstone.producers if tombstone else None
@@ -112,7 +121,7 @@ class Table:
         if name is not None and not self.live[row]:
             known = self.producers[row]
             if known is not None and name not in self.tombstones:  # which has been pushed out meanwhile
-                self.numbering.forget(known)
+                self.numbering_of(name).forget(known)
             self._give_back(row)
 
     def open(self, row: int, now: float, state: Array | None = None, t: int = 0) -> None:  # state: [S]
@@ -120,32 +129,47 @@ class Table:
 
         Raises:
             Full: `max_sessions` are open, here or elsewhere, and this one is not.
+            Denied: its owner has `most_owned`, and this one is not open.
         """
         name = self.names[row]
         assert name is not None
         if not self.live[row]:
-            self.hold_room()
-        self.tombstones.pop(name, None)
-        self.open_count += not self.live[row]
+            self.hold_room(name)
+            self._count(name, 1)
+        self.tombstones.pop(name)
         self.live[row] = 1
         self.states[row] = self._a0 if state is None else state
         self.t[row] = t
         self.opened_at[row] = self.moved_at[row] = now
 
-    def hold_room(self) -> None:
+    def hold_room(self, name: Name) -> None:
         """See whether one more session may be open.
 
         Raises:
             Full: it may not.
+            Denied: its owner has as many as a key may have.
         """
+        owner = owner_of(name)
+        if owner and self.most_owned is not None and self.owned[owner] >= self.most_owned:
+            raise Denied(f"{name}: this key has {self.owned[owner]} sessions open, the limit for a key; close one of them.")
         if self.open_count + self.absent >= self.max_sessions:
             raise Full(f"{self.max_sessions} sessions are open, the limit; close one, or raise it.")
 
     def withdraw(self, row: int) -> None:
         """Undo an `open` that turned out to be for nothing: the name is as unknown as it was before."""
+        name = self.names[row]
+        assert name is not None
         assert self.live[row]
         self.live[row] = 0
-        self.open_count -= 1
+        self._count(name, -1)
+
+    def _count(self, name: Name, by: int) -> None:
+        """A session is open now, or is not any more."""
+        self.open_count += by
+        owner = owner_of(name)
+        if owner:
+            self.owned[owner] += by
+            self.owned_since[owner] += by
 
     def close(self, row: int, why: Literal["closed", "expired"] = "closed") -> None:
         """Forget the state of an open session; its name gets a tombstone, and keeps its row until `free`."""
@@ -155,31 +179,34 @@ class Table:
         self.live[row] = 0
         self.states[row] = self._a0
         self.t[row] = 0
-        self.open_count -= 1
+        self._count(name, -1)
         self._remember(name, Tombstone(why, self.producers[row]))
 
-    def _remember(self, name: str, tombstone: Tombstone) -> None:
-        self.tombstones[name] = tombstone
-        if len(self.tombstones) > TOMBSTONES:
-            oldest, tombstone = self.tombstones.popitem(last=False)
+    def _remember(self, name: Name, tombstone: Tombstone) -> None:
+        pushed_out = self.tombstones.put(name, tombstone)
+        if pushed_out is not None:
+            oldest, tombstone = pushed_out
             if self.forgotten is not None:
                 self.forgotten.append(oldest)
             if tombstone.producers is not None and oldest not in self.rows:
-                self.numbering.forget(tombstone.producers)
+                self.numbering_of(oldest).forget(tombstone.producers)
 
     def evict(self, row: int) -> None:
         """Let go of an open session and of its row, for it is kept elsewhere."""
-        known = self.producers[row]
+        name, known = self.names[row], self.producers[row]
+        assert name is not None
         assert self.live[row]
         self.live[row] = 0
         self.open_count -= 1
         self.absent += 1
         if known is not None:
-            self.numbering.forget(known)
+            self.numbering_of(name).forget(known)
         self._give_back(row)
 
     def place(self, row: int, state: Array, t: int, opened_at: float, moved_at: float, producers: Producers) -> None:
         """An open session that was kept elsewhere comes back, to a row that has been taken for it."""
+        name = self.names[row]
+        assert name is not None
         assert not self.live[row]
         self.live[row] = 1
         self.open_count += 1
@@ -188,22 +215,22 @@ class Table:
         self.t[row] = t
         self.opened_at[row], self.moved_at[row] = opened_at, moved_at
         self.producers[row] = producers or None
-        self.numbering.adopt(producers)
+        self.numbering_of(name).adopt(producers)
         self._sweep_at = min(self._sweep_at, max(moved_at + self._idle_s, self._sweep_free))
 
-    def bury(self, name: str, why: Literal["closed", "expired"], producers: Producers) -> None:
+    def bury(self, name: Name, why: Literal["closed", "expired"], producers: Producers) -> None:
         """A tombstone that was kept elsewhere comes back."""
-        self.numbering.adopt(producers)
+        self.numbering_of(name).adopt(producers)
         if name in self.rows:
             self.producers[self.rows[name]] = producers or None
         self._remember(name, Tombstone(why, producers or None))
 
-    def drop(self, name: str, *, waited_for: bool = False) -> None:
+    def drop(self, name: Name, *, waited_for: bool = False) -> None:
         """Let go of all that is here of a name, but for its row if it is waited for: it is put together again elsewhere."""
-        row, tombstone = self.rows.get(name), self.tombstones.pop(name, None)
+        row, tombstone = self.rows.get(name), self.tombstones.pop(name)
         known = self.producers[row] if row is not None else tombstone.producers if tombstone is not None else None
         if known is not None:
-            self.numbering.forget(known)
+            self.numbering_of(name).forget(known)
         if row is not None:
             self.open_count -= self.live[row]
             self.live[row] = 0
@@ -226,10 +253,10 @@ class Table:
             name = self.names[row]
             assert name is not None
             if name in self.tombstones:
-                self.tombstones[name] = Tombstone(self.tombstones[name].why, known)
+                self.tombstones.put(name, Tombstone(self.tombstones[name].why, known))
         return known
 
-    def expire(self, now: float, idle_s: float, waited_for: Callable[[int], bool], most: int | None = None) -> list[str]:
+    def expire(self, now: float, idle_s: float, waited_for: Callable[[int], bool], most: int | None = None) -> list[Name]:
         """Close the sessions that have not moved for longer than `idle_s`; those that somebody waits for stay.
 
         Called often, it looks at the rows seldom: when the first of them can be due, and not more often than `SWEEP_S` allows.
@@ -251,7 +278,7 @@ class Table:
             self._due = rows[idle][::-1].tolist()
             self._sweep_free = now + SWEEP_S * len(self.names)
             self._sweep_at = max(float(moved_at[~idle].min(initial=now)) + idle_s, self._sweep_free)
-        expired: list[str] = []
+        expired: list[Name] = []
         while self._due and len(expired) != most:
             row = self._due.pop()
             if not self.live[row] or self.moved_at[row] >= now - idle_s:  # it has moved since, or is another one
@@ -259,13 +286,15 @@ class Table:
             if waited_for(row):
                 self._sweep_at = now + SWEEP_S * len(self.names)
                 continue
-            expired.append(self.names[row] or "")
+            name = self.names[row]
+            assert name is not None
+            expired.append(name)
             self.close(row, "expired")
             self.free(row)
         return expired
 
     def _grow(self, capacity: int) -> None:
-        for attribute in ("states", "t", "opened_at", "moved_at"):
+        for attribute in ("states", "t", "opened_at", "moved_at", "owners"):
             old = getattr(self, attribute)
             new = np.zeros((capacity, *old.shape[1:]), old.dtype)
             new[: len(old)] = old
@@ -289,11 +318,20 @@ class Table:
         assert (self.t[rows] >= 0).all()
         assert (self.opened_at[rows] <= self.moved_at[rows]).all()
         assert all(self.producers[row] is None for row in self._free)
-        assert len(self.tombstones) <= TOMBSTONES
-        remembered = {id(known): known for known in self.producers if known is not None}
+        self.tombstones.check()
+        remembered: dict[str, dict[int, Producers]] = {owner: {} for owner in self.numberings}
+        for name, row in self.rows.items():
+            known = self.producers[row]
+            if known is not None:
+                remembered[owner_of(name)][id(known)] = known
         for name, tombstone in self.tombstones.items():
             if name in self.rows:
                 assert self.producers[self.rows[name]] is tombstone.producers
             elif tombstone.producers is not None:
-                remembered[id(tombstone.producers)] = tombstone.producers
-        self.numbering.check(list(remembered.values()))
+                remembered[owner_of(name)][id(tombstone.producers)] = tombstone.producers
+        for owner, some in remembered.items():
+            self.numberings[owner].check(list(some.values()))
+        for name, row in self.rows.items():
+            assert self.owners[row] == self.owner_numbers[owner_of(name)]
+        here = Counter(owner_of(self.names[row] or "") for row in live)
+        assert all(owner == "" or count <= self.owned[owner] for owner, count in here.items())

@@ -17,6 +17,7 @@ from rnnstream.engine.rows import Peek, Rows
 from rnnstream.engine.table import Table
 from rnnstream.errors import Conflict, Exists, NotFinite, RequestError, UnknownSession
 from rnnstream.model.step import StepModel
+from rnnstream.names import Name
 
 Array = npt.NDArray[Any]
 
@@ -39,7 +40,7 @@ class Turns(Rows):
 
     # -- numbering
 
-    def judge(self, session: str, producer: str, n: int, request: Any, now: float, ack: int = 0) -> bytes | None:
+    def judge(self, session: Name, producer: str, n: int, request: Any, now: float, ack: int = 0) -> bytes | None:
         """Judge a request's number. Comes before everything else.
 
         Args:
@@ -64,13 +65,14 @@ class Turns(Rows):
         else:
             tombstone = table.tombstones.get(session)
             known, t = tombstone.producers if tombstone else None, 0
-        reply = table.numbering.judge(session, known, producer, n, request, t)
+        numbering = table.numbering_of(session)
+        reply = numbering.judge(session, known, producer, n, request, t)
         if reply is None:
-            table.numbering.welcome(session, known, producer, now)
+            numbering.welcome(session, known, producer, now)
         if known is not None and producer in known:
             known[producer].heard_at = now  # already now: a newcomer judged after it does not displace it before it is kept
             if reply is not None:
-                table.numbering.acknowledge(known[producer], min(ack, n - 1))
+                numbering.acknowledge(known[producer], min(ack, n - 1))
         return reply
 
     def heard(self, row: int, producer: str, now: float) -> None:
@@ -81,9 +83,10 @@ class Turns(Rows):
 
     def keep(self, row: int, producer: str, n: int, request: Any, reply: bytes, ack: int, now: float) -> None:
         """A numbered request was carried out: its number has counted; see `Numbering.keep`."""
-        self.table.numbering.keep(self.table.producers_of(row), producer, n, request, reply, ack, now)
+        numbering = self.table.numbering_of(self.name(row))
+        numbering.keep(self.table.producers_of(row), producer, n, request, reply, ack, now)
 
-    def producers(self, session: str) -> Producers:
+    def producers(self, session: Name) -> Producers:
         """What is remembered of the session's producers."""
         row = self.table.rows.get(session)
         tombstone = self.table.tombstones.get(session)
@@ -92,7 +95,7 @@ class Turns(Rows):
 
     # -- existence, and t
 
-    def known(self, session: str) -> None:
+    def known(self, session: Name) -> None:
         """Judge existence for a step: it opens a name that was never open, but not one that was closed or has expired.
 
         Raises:
@@ -141,13 +144,13 @@ class Turns(Rows):
         if not self.table.live[row]:
             raise self.unknown(self.name(row))
 
-    def name(self, row: int) -> str:
+    def name(self, row: int) -> Name:
         """The session's name."""
         name = self.table.names[row]
         assert name is not None
         return name
 
-    def unknown(self, session: str) -> UnknownSession:
+    def unknown(self, session: Name) -> UnknownSession:
         """The error for a session that is not open: never, closed or expired."""
         tombstone = self.table.tombstones.get(session)
         if tombstone is None:
@@ -156,7 +159,7 @@ class Turns(Rows):
         told = "was closed" if tombstone.why == "closed" else "expired: it had been idle for too long"
         return UnknownSession(f"The session {session} {told}; open or reset starts it anew.", why=tombstone.why)
 
-    def spoiled(self, session: str, peek: Peek) -> RequestError:
+    def spoiled(self, session: Name, peek: Peek) -> RequestError:
         """The error for a peek that came to a token which would have spoiled the state."""
         return NotFinite(f"{session}: xs[{len(peek.found)}] would make the state NaN or infinite.")
 
@@ -197,7 +200,7 @@ class Turns(Rows):
         self.expect(row, t)
         self.table.close(row)
 
-    def fork_row(self, row: int, take: Callable[[str], int], to: str, now: float, t: int | None = None) -> int:
+    def fork_row(self, row: int, take: Callable[[Name], int], to: Name, now: float, t: int | None = None) -> int:
         """Copy a session to another name.
 
         Args:
@@ -220,7 +223,7 @@ class Turns(Rows):
         target = self.table.rows.get(to)
         if target is not None and self.table.live[target]:
             raise Exists(f"{self.name(row)} cannot be copied to {to}: a session of that name is open already.")
-        self.table.hold_room()
+        self.table.hold_room(to)
         target = take(to)
         at = int(self.table.t[row])
         self.table.open(target, now, self.table.states[row], at)
@@ -267,7 +270,7 @@ class Turns(Rows):
         self.expired_count += 1
         return True
 
-    def expire(self, now: float, waited_for: Callable[[int], bool] = lambda row: False, most: int | None = None) -> list[str]:
+    def expire(self, now: float, waited_for: Callable[[int], bool] = lambda row: False, most: int | None = None) -> list[Name]:
         """Let the sessions expire that have been idle for longer than the timeout, if there is one; see `Table.expire`."""
         if self.idle_timeout_s is None:
             return []

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from rnnstream.names import Name
 
 
 @dataclass(slots=True)
@@ -26,7 +28,7 @@ class Saved:
         state: a<t>, its numbers little-endian.
     """
 
-    name: str
+    name: Name
     status: Literal["open", "closed", "expired"]
     upto: int
     t: int = 0
@@ -54,7 +56,7 @@ class Write:
     id: int
     entry: bytes
     saved: Sequence[Saved] = ()
-    forgotten: Sequence[str] = ()
+    forgotten: Sequence[Name] = ()
     needed: int = 0
     last: bool = False
 
@@ -86,11 +88,13 @@ class Opened:
         numerics: of the worker on whose kernels the journal was written; see `Write.last`.
         sessions: how many are open.
         last: id of the last journal entry; 0 in a new store.
+        owned: how many of the open ones each key has; those that are nobody's are not in it.
     """
 
     numerics: str
     sessions: int
     last: int = 0
+    owned: dict[str, int] = field(default_factory=dict)
 
 
 class Store(ABC):
@@ -130,7 +134,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def load(self, names: Sequence[str]) -> tuple[list[Saved], list[str]]:
+    def load(self, names: Sequence[Name]) -> tuple[list[Saved], list[Name]]:
         """What is kept of these names, in no given order, and those of them that are damaged. Others were never kept.
 
         Raises:
@@ -155,12 +159,13 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def page(self, after: int, scan: int) -> tuple[list[tuple[int, str, float]], int | None]:
+    def page(self, after: int, scan: int, owner: str | None = None) -> tuple[list[tuple[int, Name, float]], int | None]:
         """Open sessions as they were saved last, in an order that stays.
 
         Args:
             after: 0, or the cursor that the page before gave.
             scan: most rows to look at.
+            owner: only rows of this key, "" for nobody's, and no others are looked at; None: all.
 
         Returns:
             (cursor behind it, name, moved_at) of each; the cursor for the next page, None at the end.

@@ -3,10 +3,11 @@
 ::
 
     meta      key, value: the model's digest and name, dtype and state_size, numerics
-    sessions  a row for each name: see `Saved`; crc is the CRC-32 of the other columns
+    sessions  a row for each name: see `Saved`; owner is a public key in Z85, "" for nobody's; crc is the CRC-32 of the others
     journal   id, entry, crc: see `rnnstream.store.records`
 
-`PRAGMA application_id` is "rnns", `PRAGMA user_version` the version of this format.
+`PRAGMA application_id` is "rnns", `PRAGMA user_version` the version of this format. Version 1 had no owners; a worker turns a
+store of that version into one of this.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from rnnstream.errors import BadStore
+from rnnstream.names import named, owner_of
 from rnnstream.store.interface import Identity, Saved
 
-FORMAT = 1
+FORMAT = 2
 APPLICATION = int.from_bytes(b"rnns")
-SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+_SESSIONS = """
 CREATE TABLE sessions (
     id INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    name TEXT NOT NULL,
     status TEXT NOT NULL,
     upto INTEGER NOT NULL,
     t INTEGER NOT NULL,
@@ -34,12 +36,26 @@ CREATE TABLE sessions (
     moved_at REAL NOT NULL,
     crc INTEGER NOT NULL,
     producers BLOB NOT NULL,
-    state BLOB NOT NULL
+    state BLOB NOT NULL,
+    UNIQUE (owner, name)
 );
+CREATE INDEX owned ON sessions (owner);
 CREATE INDEX ended ON sessions (upto) WHERE status <> 'open';
+"""
+_REST = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE journal (id INTEGER PRIMARY KEY, crc INTEGER NOT NULL, entry BLOB NOT NULL);
 """
-COLUMNS = "name, status, upto, t, opened_at, moved_at, producers, state, crc"
+_FROM_1 = f"""
+DROP INDEX ended;
+ALTER TABLE sessions RENAME TO sessions_1;
+{_SESSIONS};
+INSERT INTO sessions SELECT id, '', name, status, upto, t, opened_at, moved_at, crc, producers, state FROM sessions_1;
+DROP TABLE sessions_1;
+"""
+COLUMNS = "owner, name, status, upto, t, opened_at, moved_at, producers, state, crc"
+SCHEMA = [statement for statement in (_REST + _SESSIONS).split(";") if statement.strip()]
+FROM_1 = [statement for statement in _FROM_1.split(";") if statement.strip()]  # what makes a store of version 1 one of this
 _NUMBERS = struct.Struct("<qqdd")
 
 
@@ -65,6 +81,8 @@ def read_meta(connection: sqlite3.Connection, path: Path) -> dict[str, str]:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if application != APPLICATION:
             raise BadStore(f"{path} is an SQLite file, but no store of rnnstream.")
+        if version == 1:
+            raise BadStore(f"The store {path} has the format version 1; the next worker that serves it brings it to {FORMAT}.")
         if version != FORMAT:
             raise BadStore(f"The store {path} has the format version {version}; this version of rnnstream reads {FORMAT}.")
         meta = dict(connection.execute("SELECT key, CAST(value AS TEXT) FROM meta"))
@@ -78,19 +96,31 @@ def read_meta(connection: sqlite3.Connection, path: Path) -> dict[str, str]:
 
 def row_of(saved: Saved) -> tuple[Any, ...]:
     """What is kept of a name, as `COLUMNS`."""
-    row = (saved.name, saved.status, saved.upto, saved.t, saved.opened_at, saved.moved_at, saved.producers, saved.state)
+    owner, name = owner_of(saved.name), str(saved.name)
+    row = (owner, name, saved.status, saved.upto, saved.t, saved.opened_at, saved.moved_at, saved.producers, saved.state)
     return (*row, _crc(*row))
 
 
-def _crc(name: str, status: str, upto: int, t: int, opened_at: float, moved_at: float, producers: bytes, state: bytes) -> int:
+def _crc(
+    owner: str,
+    name: str,
+    status: str,
+    upto: int,
+    t: int,
+    opened_at: float,
+    moved_at: float,
+    producers: bytes,
+    state: bytes,
+) -> int:
     numbers = _NUMBERS.pack(upto, t, opened_at, moved_at)
-    return zlib.crc32(state, zlib.crc32(producers, zlib.crc32(f"{name}\0{status}".encode(), zlib.crc32(numbers))))
+    names = f"{owner}\0{name}\0{status}" if owner else f"{name}\0{status}"  # nobody's as in version 1
+    return zlib.crc32(state, zlib.crc32(producers, zlib.crc32(names.encode(), zlib.crc32(numbers))))
 
 
 def read_row(row: tuple[Any, ...]) -> Saved | None:
     """What is kept of a name, from a row as the columns of a session; None if it does not match its checksum."""
     try:
-        return Saved(*row[:8]) if _crc(*row[:8]) == row[8] else None
+        return Saved(named(*row[:2]), *row[2:9]) if _crc(*row[:9]) == row[9] else None
     except (TypeError, AttributeError, struct.error, UnicodeError):  # of another type: it was not written by a worker
         return None
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnstream.errors import BadStore
+from rnnstream.names import Name, Owned, named, owner_of
 from rnnstream.store.interface import Saved
 from rnnstream.store.layout import COLUMNS, entry_crc, read_meta, read_row
 from rnnstream.store.reading import Reading, reading
@@ -23,6 +24,7 @@ from rnnstream.store.records import Batch, unpack_entry, unpack_producers
 
 Array = npt.NDArray[Any]
 
+_THIS = "owner = ? AND name = ?"
 TOLD = 1000  # rows and entries between two calls that tell how far a check is
 
 
@@ -36,7 +38,7 @@ class Problem:
     """
 
     sentence: str
-    session: str | None = None
+    session: Name | None = None
     entry: int | None = None
 
 
@@ -65,7 +67,7 @@ class Step:
         producer, n: its number, where it has one.
     """
 
-    name: str
+    name: Name
     x: int | bytes
     producer: str | None = None
     n: int = 0
@@ -114,7 +116,7 @@ class Journal:
         problems: the damage. Where an entry is damaged, all of this ends: with a token left out, the next ones are no use.
     """
 
-    behind: dict[str, Behind] = field(default_factory=dict)
+    behind: dict[Name, Behind] = field(default_factory=dict)
     clock: float = math.nan
     problems: list[Problem] = field(default_factory=list)
 
@@ -165,7 +167,7 @@ class Look:
         query = "SELECT status, count(*) FROM sessions WHERE status <> 'open' GROUP BY status"
         return {"closed": 0, "expired": 0} | dict(self._connection.execute(query))
 
-    def sessions(self, names: Collection[str] = ()) -> Iterator[Session | Problem]:
+    def sessions(self, names: Collection[Name] = ()) -> Iterator[Session | Problem]:
         """What is kept of these names, or of all."""
         query = f"SELECT {COLUMNS}, id FROM sessions"
         try:
@@ -176,17 +178,18 @@ class Look:
                         last = row[-1]
                         yield self._session(row)
                 except sqlite3.DatabaseError:  # one by one then, of the names in their index
-                    names = [name for (name,) in self._connection.execute("SELECT name FROM sessions WHERE +id > ?", (last,))]
+                    query_names = "SELECT owner, name FROM sessions WHERE +id > ?"
+                    names = [named(*row) for row in self._connection.execute(query_names, (last,))]
             for name in names:
                 try:
-                    yield from map(self._session, self._connection.execute(f"{query} WHERE name = ?", (name,)))
+                    yield from map(self._session, self._connection.execute(f"{query} WHERE {_THIS}", _key(name)))
                 except sqlite3.DatabaseError as problem:
                     yield _of_session(name, f"cannot be read: {problem}")
         except sqlite3.DatabaseError as problem:
             yield Problem(f"The rows of the sessions cannot be read any further: {problem}.")
 
     def _session(self, row: tuple[Any, ...]) -> Session | Problem:
-        name = str(row[0])
+        name = named(str(row[0]), str(row[1]))
         saved = read_row(row)
         if saved is None:
             return _of_session(name, "does not match its checksum")
@@ -219,10 +222,10 @@ class Look:
         except sqlite3.DatabaseError as problem:
             yield Problem(f"The journal cannot be read any further: {problem}.")
 
-    def journal(self, names: Collection[str] = ()) -> Journal:
+    def journal(self, names: Collection[Name] = ()) -> Journal:
         """What the journal has of these names, or of all, that their rows do not include."""
         journal = Journal()
-        upto: dict[str, float | None] = {}
+        upto: dict[Name, float | None] = {}
         for entry in self.journal_entries():
             if isinstance(entry, Problem):
                 journal.problems.append(entry)
@@ -250,9 +253,9 @@ class Look:
                     behind.producers[step.producer] = step.n
         return journal
 
-    def _upto(self, name: str) -> float | None:
+    def _upto(self, name: Name) -> float | None:
         """The last journal entry that the row of a name includes; None where it has no row."""
-        row = self._connection.execute("SELECT upto FROM sessions WHERE name = ?", (name,)).fetchone()
+        row = self._connection.execute(f"SELECT upto FROM sessions WHERE {_THIS}", _key(name)).fetchone()
         if row is None:
             return None
         return row[0] if isinstance(row[0], int) else math.inf  # that row is damaged
@@ -280,8 +283,13 @@ class Look:
                 tell(count, total)
 
 
-def _of_session(name: str, told: str) -> Problem:
-    return Problem(f"The row of session {name!r:.250} {told}.", session=name)
+def _of_session(name: Name, told: str) -> Problem:
+    owner = f" of {owner_of(name)!r:.60}" if owner_of(name) else ""
+    return Problem(f"The row of session {str(name)!r:.250}{owner} {told}.", session=name)
+
+
+def _key(name: Name) -> tuple[str, str]:
+    return owner_of(name), str(name)
 
 
 def _steps(batch: Batch) -> Iterator[Step]:
@@ -294,7 +302,7 @@ def _steps(batch: Batch) -> Iterator[Step]:
     for place, mine, n, _ in zip(batch.places, batch.producers, batch.ns, batch.acks, strict=True):
         numbers[place] = mine, n
     for name, x, (producer, n) in zip(batch.names, batch.xs, numbers, strict=True):
-        if not (isinstance(name, str) and isinstance(producer, str | None) and isinstance(x, int | bytes)):
+        if not (isinstance(name, str | Owned) and isinstance(producer, str | None) and isinstance(x, int | bytes)):
             raise TypeError
         if isinstance(x, bytes) and len(x) % 4:
             raise ValueError

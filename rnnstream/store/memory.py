@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from rnnstream.errors import BadStore
+from rnnstream.names import Name, owner_of
 from rnnstream.store.interface import Identity, Opened, Saved, Store, Write
 
 
@@ -17,7 +19,7 @@ class MemoryStore(Store):
     def __init__(self) -> None:
         self._identity: Identity | None = None
         self._used = False
-        self._rows: dict[str, tuple[int, Saved]] = {}  # by name, with a number that stays
+        self._rows: dict[Name, tuple[int, Saved]] = {}  # by name, with a number that stays
         self._journal: dict[int, bytes] = {}
         self._count = 0
         self._numerics = ""  # of the worker that has it open
@@ -30,8 +32,10 @@ class MemoryStore(Store):
         if replace(before, numerics="", name="") != replace(identity, numerics="", name=""):
             raise BadStore(f"The store keeps the sessions of another model, {before.name or before.digest}.")
         self._identity, self._used, self._numerics = before, True, identity.numerics
-        sessions = sum(saved.status == "open" for _, saved in self._rows.values())
-        return Opened(before.numerics, sessions, max(self._journal, default=0))
+        owners = Counter(owner_of(saved.name) for _, saved in self._rows.values() if saved.status == "open")
+        sessions = owners.total()
+        owners.pop("", None)
+        return Opened(before.numerics, sessions, max(self._journal, default=0), dict(owners))
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -54,7 +58,7 @@ class MemoryStore(Store):
             del self._journal[oldest]
         return oldest
 
-    def load(self, names: Sequence[str]) -> tuple[list[Saved], list[str]]:
+    def load(self, names: Sequence[Name]) -> tuple[list[Saved], list[Name]]:
         """See `Store.load`."""
         return [self._rows[name][1] for name in names if name in self._rows], []
 
@@ -67,8 +71,9 @@ class MemoryStore(Store):
         """See `Store.journal`."""
         yield from list(self._journal.items())
 
-    def page(self, after: int, scan: int) -> tuple[list[tuple[int, str, float]], int | None]:
+    def page(self, after: int, scan: int, owner: str | None = None) -> tuple[list[tuple[int, Name, float]], int | None]:
         """See `Store.page`."""
-        rows = sorted((row for row in self._rows.values() if row[0] > after), key=lambda row: row[0])[:scan]
+        wanted = (row for row in self._rows.values() if row[0] > after and owner in (None, owner_of(row[1].name)))
+        rows = sorted(wanted, key=lambda row: row[0])[:scan]
         found = [(number, saved.name, saved.moved_at) for number, saved in rows if saved.status == "open"]
         return found, rows[-1][0] if len(rows) == scan else None

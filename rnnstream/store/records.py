@@ -12,6 +12,8 @@ from typing import Any
 
 import msgpack
 
+from rnnstream.names import Name, Owned, named, owner_of
+
 pack = msgpack.Packer(autoreset=True).pack
 
 
@@ -26,7 +28,7 @@ class Batch:
         wants: by place: (want, surprisal) of numbered steps that wanted something else than the ordinary reply.
     """
 
-    names: list[str]
+    names: list[Name]
     xs: list[Any]
     places: list[int] = field(default_factory=list)
     producers: list[str] = field(default_factory=list)
@@ -52,8 +54,28 @@ class Batch:
         return good_ones
 
     def packed(self) -> list[Any]:
-        """As it goes into an entry."""
-        return [self.names, self.xs, self.places, self.producers, self.ns, self.acks, self.wants]
+        """As it goes into an entry: behind the rest, where there are any, the owners, each once, and whose step which is."""
+        names: list[Any] = self.names
+        packed = [names, self.xs, self.places, self.producers, self.ns, self.acks, self.wants]
+        if Owned in set(map(type, names)):
+            owners = list(map(owner_of, names))
+            numbers = {owner: number for number, owner in enumerate(dict.fromkeys(owners))}
+            packed[0] = list(map(str, names))
+            packed.append([list(numbers), [numbers[owner] for owner in owners]])
+        return packed
+
+    @staticmethod
+    def unpacked(packed: list[Any]) -> Batch:
+        """The batch in these, as `packed` gives them.
+
+        Raises:
+            ValueError, TypeError, IndexError: they are not such.
+        """
+        batch = Batch(*packed[:7])
+        if len(packed) > 7:
+            owners, numbers = packed[7]
+            batch.names = [named(owners[number], name) for number, name in zip(numbers, packed[0], strict=True)]
+        return batch
 
 
 def pack_entry(now: float, batches: Sequence[Batch], padding: int = 0) -> bytes:
@@ -70,7 +92,7 @@ def pack_entry(now: float, batches: Sequence[Batch], padding: int = 0) -> bytes:
 def unpack_entry(entry: bytes) -> tuple[float, list[Batch]]:
     """The time and the steps of a journal entry."""
     now, _, *batches = msgpack.unpackb(entry, strict_map_key=False)
-    return now, [Batch(*batch) for batch in batches]
+    return now, [Batch.unpacked(batch) for batch in batches]
 
 
 # -- producers

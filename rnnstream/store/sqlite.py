@@ -15,8 +15,20 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from rnnstream.errors import BadStore, StoreError
+from rnnstream.names import Name, named, owner_of
 from rnnstream.store.interface import Identity, Opened, Saved, Store, Write
-from rnnstream.store.layout import APPLICATION, COLUMNS, FORMAT, SCHEMA, entry_crc, meta_of, read_meta, read_row, row_of
+from rnnstream.store.layout import (
+    APPLICATION,
+    COLUMNS,
+    FORMAT,
+    FROM_1,
+    SCHEMA,
+    entry_crc,
+    meta_of,
+    read_meta,
+    read_row,
+    row_of,
+)
 
 REOPEN = 20  # failures in a row after which a new connection is tried
 RETRY_MS = 200  # what `store_error` asks for: disks do not recover faster
@@ -28,12 +40,12 @@ LOADED = 64  # names of one query
 CHECKPOINT_PAGES = 500
 LOG_BYTES = 16 << 20  # what the write-ahead log is cut to, after something kept it from being moved
 
-_SAVE = f"""INSERT INTO sessions ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET
+_SAVE = f"""INSERT INTO sessions ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (owner, name) DO UPDATE SET
     status = excluded.status, upto = excluded.upto, t = excluded.t, opened_at = excluded.opened_at,
     moved_at = excluded.moved_at, producers = excluded.producers, state = excluded.state, crc = excluded.crc"""
-_LOAD = f"SELECT {COLUMNS} FROM sessions WHERE name IN ({', '.join('?' * LOADED)})"
+_LOAD = f"SELECT {COLUMNS} FROM sessions WHERE owner = ? AND name IN ({', '.join('?' * LOADED)})"
 _INSERT = "INSERT INTO journal VALUES (?, ?, ?)"
-_DELETE = "DELETE FROM sessions WHERE name = ?"
+_DELETE = "DELETE FROM sessions WHERE owner = ? AND name = ?"
 _ENTRIES = f"SELECT id, crc, entry FROM journal WHERE id > ? AND id <= ? ORDER BY id LIMIT {CUT}"
 
 _held: set[tuple[int, int]] = set()  # files, by device and inode, that this process has open as stores
@@ -94,7 +106,7 @@ class SQLiteStore(Store):
         connection = self._connect()
         if _is_new(connection):
             connection.execute("BEGIN IMMEDIATE")
-            for statement in SCHEMA.strip().rstrip(";").split(";"):
+            for statement in SCHEMA:
                 connection.execute(statement)
             connection.executemany("INSERT INTO meta VALUES (?, ?)", meta_of(identity).items())
             connection.execute(f"PRAGMA application_id = {APPLICATION}")
@@ -121,7 +133,8 @@ class SQLiteStore(Store):
         if rows and last is None:
             raise BadStore(f"The store {self.path} is damaged: it has sessions, and no journal.")
         self._new_numerics = identity.numerics if identity.numerics != meta["numerics"] else ""
-        return Opened(meta["numerics"], rows - ended, last or 0)
+        owned = connection.execute("SELECT owner, count(*) FROM sessions WHERE owner <> '' AND status = 'open' GROUP BY owner")
+        return Opened(meta["numerics"], rows - ended, last or 0, dict(owned.fetchall()))
 
     def _connect(self) -> sqlite3.Connection:
         # By one thread at a time, though not always by the one that opened it.
@@ -129,6 +142,7 @@ class SQLiteStore(Store):
         connection.text_factory = lambda data: data.decode(errors="replace")  # damaged text: its checksum tells
         try:
             if not _is_new(connection):
+                _bring_up(connection)
                 read_meta(connection, self.path)  # before anything is changed in what may be another program's
             connection.execute("PRAGMA journal_mode = WAL")
             # In this mode, NORMAL means an fsync where the log is moved into the file; without that, a loss of power could
@@ -180,7 +194,7 @@ class SQLiteStore(Store):
                 if write.saved:
                     connection.executemany(_SAVE, map(row_of, write.saved))
                 if write.forgotten:
-                    connection.executemany(_DELETE, [(name,) for name in write.forgotten])
+                    connection.executemany(_DELETE, [(owner_of(name), str(name)) for name in write.forgotten])
                 if write.last and self._new_numerics:
                     connection.execute("UPDATE meta SET value = ? WHERE key = 'numerics'", (self._new_numerics,))
                 if drop:
@@ -228,29 +242,33 @@ class SQLiteStore(Store):
                 self._connection = None
         return StoreError(f"It could not be {what}: {problem}; ask again in {RETRY_MS} ms.", retry_after_ms=RETRY_MS)
 
-    def load(self, names: Sequence[str]) -> tuple[list[Saved], list[str]]:
+    def load(self, names: Sequence[Name]) -> tuple[list[Saved], list[Name]]:
         """See `Store.load`."""
         found: list[Saved] = []
-        damaged: list[str] = []
-        for start in range(0, len(names), LOADED):
-            some = names[start : start + LOADED]
-            try:
-                self._load(some, found, damaged)
-            except sqlite3.Error as problem:
-                if _code(problem) != sqlite3.SQLITE_CORRUPT:
-                    raise self._failed(problem, "read") from None
-                for name in some:  # a page cannot be read: it is not everybody's
-                    try:
-                        self._load([name], found, damaged)
-                    except sqlite3.Error:
-                        damaged.append(name)
+        damaged: list[Name] = []
+        owned: dict[str, list[str]] = {}
+        for name in names:
+            owned.setdefault(owner_of(name), []).append(str(name))
+        for owner, theirs in owned.items():
+            for start in range(0, len(theirs), LOADED):
+                some = theirs[start : start + LOADED]
+                try:
+                    self._load(owner, some, found, damaged)
+                except sqlite3.Error as problem:
+                    if _code(problem) != sqlite3.SQLITE_CORRUPT:
+                        raise self._failed(problem, "read") from None
+                    for one in some:  # a page cannot be read: it is not everybody's
+                        try:
+                            self._load(owner, [one], found, damaged)
+                        except sqlite3.Error:
+                            damaged.append(named(owner, one))
         return found, damaged
 
-    def _load(self, names: Sequence[str], found: list[Saved], damaged: list[str]) -> None:
-        for row in self._open.execute(_LOAD, [*names, *[None] * (LOADED - len(names))]).fetchall():
+    def _load(self, owner: str, names: list[str], found: list[Saved], damaged: list[Name]) -> None:
+        for row in self._open.execute(_LOAD, [owner, *names, *[None] * (LOADED - len(names))]).fetchall():
             saved = read_row(row)
             if saved is None:
-                damaged.append(str(row[0]))
+                damaged.append(named(str(row[0]), str(row[1])))
             else:
                 found.append(saved)
 
@@ -260,7 +278,7 @@ class SQLiteStore(Store):
             for row in self._open.execute(f"SELECT {COLUMNS} FROM sessions WHERE status <> 'open' ORDER BY upto"):
                 saved = read_row(row)
                 if saved is None:
-                    raise BadStore(f"The store {self.path} is damaged: the row of {row[0]!r:.100} does not match its checksum.")
+                    raise BadStore(f"The store {self.path} is damaged: the row of {row[1]!r:.100} does not match its checksum.")
                 yield saved
         except sqlite3.Error as problem:
             raise BadStore(f"The store {self.path} is damaged: {problem}.") from None
@@ -284,14 +302,16 @@ class SQLiteStore(Store):
                 raise BadStore(f"The store {self.path} is damaged: {problem}.") from None
             raise self._failed(problem, "read") from None
 
-    def page(self, after: int, scan: int) -> tuple[list[tuple[int, str, float]], int | None]:
+    def page(self, after: int, scan: int, owner: str | None = None) -> tuple[list[tuple[int, Name, float]], int | None]:
         """See `Store.page`."""
-        query = "SELECT id, name, moved_at, status FROM sessions WHERE id > ? ORDER BY id LIMIT ?"
+        # The index, for it has each owner's rows in the order of their ids; SQLite would rather sort them by itself.
+        one, wanted = ("", ()) if owner is None else ("INDEXED BY owned WHERE owner = ? AND", (owner,))
+        query = f"SELECT id, owner, name, moved_at, status FROM sessions {one or 'WHERE'} id > ? ORDER BY id LIMIT ?"
         try:
-            rows = self._open.execute(query, (after, scan)).fetchall()
+            rows = self._open.execute(query, (*wanted, after, scan)).fetchall()
         except sqlite3.Error as problem:
             raise self._failed(problem, "read") from None
-        found = [(id, name, moved_at) for id, name, moved_at, status in rows if status == "open"]
+        found = [(id, named(owner, name), moved_at) for id, owner, name, moved_at, status in rows if status == "open"]
         return found, rows[-1][0] if len(rows) == scan else None
 
 
@@ -309,6 +329,19 @@ def _is_new(connection: sqlite3.Connection) -> bool:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     return not application and not tables
+
+
+def _bring_up(connection: sqlite3.Connection) -> None:
+    """Make a store of format version 1 one of this, in one transaction."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if (application, version) != (APPLICATION, 1):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in FROM_1:
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {FORMAT}")
+    connection.execute("COMMIT")
 
 
 def sync_directory(path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgpack
 
 from rnnstream.errors import ProtocolError, RequestError
+from rnnstream.wire.requests import hold_whole
 
 # A step's ordinary reply {"session": ..., "t": ..., "y": ..., "p": ...[, "label": ...]} is put together from a head kept for
 # the session, one `struct.pack`, and the label's bytes kept for each id: 170 ns, where packing a map takes 520. Its
@@ -16,6 +17,7 @@ _TAIL = struct.Struct(">I3sI3sd")
 _Y = b"\xa1y\xce"  # "y", uint 32
 _P = b"\xa1p\xcb"  # "p", float 64
 STEP_T = 0xFFFFFFFF  # the largest t that the fixed width holds; replies beyond it are packed as maps
+MOST_KEYS = 1024  # of a map: the producers of a session, 256, and what is yet to come; int keys can be made to collide
 
 encode = msgpack.Packer(autoreset=True).pack
 
@@ -70,9 +72,11 @@ def decode(body: bytes) -> list[dict[str, Any]]:
     Raises:
         ProtocolError: the body is not whole MessagePack maps.
     """
-    unpacker = msgpack.Unpacker(strict_map_key=False, max_ext_len=0, max_buffer_size=len(body) + 1)
+    unpacker = msgpack.Unpacker(strict_map_key=False, max_map_len=MOST_KEYS, max_ext_len=0, max_buffer_size=len(body) + 1)
     unpacker.feed(body)
     try:
+        if 0xDC in body or 0xDD in body:  # the first bytes of long arrays
+            hold_whole(body, len(body))
         maps = list(unpacker)
         unpacker.feed(b"\xc0")  # comes out as nil only if no object before it was cut short
         whole = next(unpacker, "cut") is None

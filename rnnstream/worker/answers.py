@@ -14,10 +14,12 @@ from rnnstream.engine.rows import Peek
 from rnnstream.engine.snapshot import snapshot_bytes
 from rnnstream.errors import Internal, RequestError
 from rnnstream.model.step import StepModel
+from rnnstream.names import Name, owner_of
 from rnnstream.prediction import Prediction
 from rnnstream.wire import replies as wire
 from rnnstream.wire.limits import PRODUCER_BYTES, PROTOCOL, SESSION_BYTES, Limits
-from rnnstream.wire.requests import Request
+from rnnstream.wire.requests import OWNER_CHARACTERS, Request
+from rnnstream.worker.cursors import Cursors
 from rnnstream.worker.keeper import Keeper
 from rnnstream.worker.stats import Stats
 
@@ -43,7 +45,7 @@ def echo(request: Request) -> dict[str, Any]:
 
 def whose(request: Request) -> dict[str, Any]:
     """The request's session, and its id if it had one, as they come back in an error."""
-    return {"session": request.session} | echo(request)
+    return {"session": str(request.session)} | echo(request)
 
 
 class Answers:
@@ -56,12 +58,22 @@ class Answers:
         version: of the package.
         limits: what `hello` tells of.
         keeper: of the store; None if there is none.
+        secret: seals the cursors of listings for those who learn nothing of others.
     """
 
     def __init__(
-        self, engine: Engine, stats: Stats, *, worker: str, version: str, limits: Limits, keeper: Keeper | None = None
+        self,
+        engine: Engine,
+        stats: Stats,
+        *,
+        worker: str,
+        version: str,
+        limits: Limits,
+        keeper: Keeper | None = None,
+        secret: bytes = b"",
     ) -> None:
         self.engine, self.stats, self._worker, self._keeper = engine, stats, worker, keeper
+        self._cursors = Cursors(secret)
         model, numbering = engine.model, engine.table.numbering
         self._hello = {
             "protocol": PROTOCOL,
@@ -87,7 +99,7 @@ class Answers:
         self._snapshot_bytes = snapshot_bytes(model.state_size, model.dtype.itemsize)
         self.rested()
 
-    def change(self, row: int, request: Request, take: Callable[[str], int], now: float) -> bytes:
+    def change(self, row: int, request: Request, take: Callable[[Name], int], now: float) -> bytes:
         """The operations on a session beside step and peek, when their turn has come.
 
         Args:
@@ -97,7 +109,7 @@ class Answers:
             now: seconds.
         """
         engine, state = self.engine, request.state
-        reply: dict[str, Any] = {"session": request.session}
+        reply: dict[str, Any] = {"session": str(request.session)}
         match request.op:
             case "open":
                 reply |= {"t": engine.open_row(row, state, now, request.t), "opened": True}
@@ -108,7 +120,7 @@ class Answers:
                 engine.close_row(row, request.t)
                 reply["closed"] = True
             case "fork":
-                reply |= {"to": request.to, "t": engine.fork_row(row, take, request.to, now, request.t)}
+                reply |= {"to": str(request.to), "t": engine.fork_row(row, take, request.to, now, request.t)}
             case "restore":
                 assert state is not None
                 reply["t"] = engine.restore_row(row, state, now, request.t)
@@ -129,7 +141,7 @@ class Answers:
             case "stats":
                 return STATS_BYTES
             case "sessions":
-                return (SESSION_BYTES + 3) * request.limit
+                return (SESSION_BYTES + 3 + (OWNER_CHARACTERS + 2) * request.all) * request.limit
             case "snapshot":
                 return self._snapshot_bytes
             case "info":
@@ -149,11 +161,18 @@ class Answers:
         self._scan = SCAN
         self._rehearsed = False
 
-    def about(self, request: Request, waiting: int, now: float) -> bytes:
-        """hello, ping, sessions and stats, which wait for nothing."""
-        return wire.encode(self._about(request, waiting, now) | echo(request))
+    def about(self, request: Request, waiting: int, now: float, user: str = "") -> bytes:
+        """hello, ping, sessions and stats, which wait for nothing.
 
-    def _about(self, request: Request, waiting: int, now: float) -> dict[str, Any]:
+        Args:
+            request: the request.
+            waiting: how many requests wait; those of the key alone, if it learns nothing of others.
+            now: seconds.
+            user: a key that learns nothing of others; "" if everything may be told.
+        """
+        return wire.encode(self._about(request, waiting, now, user) | echo(request))
+
+    def _about(self, request: Request, waiting: int, now: float, user: str) -> dict[str, Any]:
         engine = self.engine
         if request.op == "ping":
             if not self._rehearsed:
@@ -161,29 +180,53 @@ class Answers:
                 self._rehearsed = True
             return {"ok": True, "worker": self._worker}
         if request.op == "sessions":
-            page = engine.page if self._keeper is None else self._keeper.page
-            names, following, looked_at = page(request.prefix, request.after, request.limit, max(1, self._scan))
-            self._scan -= looked_at
-            return {"sessions": names} | ({} if following is None else {"next": following})
+            return self._page(request)
+        if request.op == "stats" and user:
+            table = engine.table
+            return {
+                "worker": self._worker,
+                "open": table.owned[user],
+                "tombstones": table.tombstones.count(user),
+                "waiting": waiting,
+            }
         if request.op == "stats":
-            numbering = engine.table.numbering
+            numberings = engine.table.numberings.values()
             return {
                 "worker": self._worker,
                 "open": engine.table.open_count + engine.table.absent,
                 "tombstones": len(engine.table.tombstones),
                 "expired": engine.expired_count,
-                "numbered": numbering.count,
-                "kept_bytes": numbering.held_bytes,
+                "numbered": sum(numbering.count for numbering in numberings),
+                "kept_bytes": sum(numbering.held_bytes for numbering in numberings),
                 "waiting": waiting,
                 **self.stats.told(now),
             } | ({} if self._keeper is None else {"store": self._keeper.stats()})
-        return self._hello | ({} if self._keeper is None else {"store": self._keeper.hello()})
+        if self._keeper is None:
+            return self._hello
+        store = self._keeper.hello()
+        if user:
+            del store["replayed"]  # tokens of everybody
+        return self._hello | {"store": store}
 
-    def step(self, session: str, prediction: Prediction) -> bytes:
+    def _page(self, request: Request) -> dict[str, Any]:
+        """A page of the names of open sessions: all, or those of the request's owner."""
+        page = self.engine.page if self._keeper is None else self._keeper.page
+        owner = None if request.all else request.owner or ""
+        after = self._cursors.unsealed(request.after, owner) if owner and request.after else request.after
+        names, following, looked_at = page(request.prefix, after, request.limit, max(1, self._scan), owner)
+        self._scan -= looked_at
+        reply: dict[str, Any] = {"sessions": list(map(str, names))}
+        if request.all:
+            reply["owners"] = list(map(owner_of, names))
+        if following is not None:
+            reply["next"] = self._cursors.sealed(following, owner) if owner else following
+        return reply
+
+    def step(self, session: Name, prediction: Prediction) -> bytes:
         """A step's reply with everything that was wanted."""
-        return wire.encode({"session": session} | prediction_map(prediction))
+        return wire.encode({"session": str(session)} | prediction_map(prediction))
 
-    def peek(self, session: str, peek: Peek) -> bytes:
+    def peek(self, session: Name, peek: Peek) -> bytes:
         """The reply to a peek that is done.
 
         Raises:
@@ -194,7 +237,7 @@ class Answers:
         ys = [prediction_map(prediction) for prediction in peek.found]
         for y in ys:
             del y["t"]
-        return wire.encode({"session": session, "t": peek.t - len(peek.found), "ys": ys})
+        return wire.encode({"session": str(session), "t": peek.t - len(peek.found), "ys": ys})
 
     def again(self, kept: bytes, request: Request) -> bytes:
         """The reply to a repeat."""

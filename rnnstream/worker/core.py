@@ -7,10 +7,11 @@ The way of a token: `take` (decoded, checked, put into a wave by `Intake`) -> `t
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rnnstream.engine.engine import Engine
+from rnnstream.engine.numbering import SHARE
 from rnnstream.errors import Internal, RequestError, StoreError
 from rnnstream.store.interface import Store
 from rnnstream.wire import replies as wire
@@ -20,6 +21,7 @@ from rnnstream.worker.intake import Intake
 from rnnstream.worker.keeper import Keeper
 from rnnstream.worker.peeks import Peeks
 from rnnstream.worker.queue import Address, Wave
+from rnnstream.worker.quotas import Quotas
 from rnnstream.worker.replay import Replay
 from rnnstream.worker.runner import Runner
 from rnnstream.worker.stats import Stats
@@ -39,6 +41,9 @@ class Core:
         limits: what is accepted.
         keeper: keeps the sessions in a store; None where they live in memory alone.
         hold_s: how long the replies to a wave may wait for those that follow it, so that one write keeps them all.
+        quotas: of each key, where the worker knows its users by their keys.
+        is_admin: whether a key may list, inspect and close the sessions of others.
+        secret: random bytes, for the cursors of listings: they are to tell users nothing of each other.
 
     Attributes:
         stats: what has been done so far.
@@ -53,11 +58,16 @@ class Core:
         limits: Limits,
         keeper: Keeper | None = None,
         hold_s: float = 0.0,
+        quotas: Quotas | None = None,
+        is_admin: Callable[[str], bool] = lambda key: False,
+        secret: bytes = b"",
     ) -> None:
         self.engine = engine
         self.stats = Stats()
-        self._answers = Answers(engine, self.stats, worker=worker, version=version, limits=limits, keeper=keeper)
-        self._intake = Intake(engine, self._answers, limits, keeper)
+        self._answers = Answers(engine, self.stats, worker=worker, version=version, limits=limits, keeper=keeper, secret=secret)
+        quotas = quotas or Quotas()
+        engine.table.most_owned = quotas.sessions if quotas.sessions is not None else max(1, engine.table.max_sessions // SHARE)
+        self._intake = Intake(engine, self._answers, limits, keeper, quotas=quotas, is_admin=is_admin)
         self._peeks = Peeks(engine, self._answers)
         self._runner = Runner(engine, self._answers, self._intake, self._peeks, self.stats, keeper)
         self._keeper, self._hold_s = keeper, hold_s
@@ -90,20 +100,24 @@ class Core:
         """Whether so much waits that nothing more should be read."""
         return self._intake.full
 
-    def take(self, addresses: Sequence[Address], bodies: Sequence[Any], now: float) -> None:
+    def take(
+        self, addresses: Sequence[Address], bodies: Sequence[Any], now: float, users: Sequence[str | None] | None = None
+    ) -> None:
         """Take in request bodies, to be carried out by `turn`; may be called several times before it.
 
         Args:
             addresses: where each body came from.
             bodies: bytes, or anything with the buffer interface.
             now: seconds, monotonic.
+            users: the key that each body came from; None for one whose connection is to be served nothing. None for all: the
+                worker knows no keys, and the sessions are nobody's.
         """
         if self.engine.idle_timeout_s is not None:
             self._expire(now, self.engine.idle_timeout_s)
         if self._began is None:
             self._began = now
         self.stats.bodies += len(bodies)
-        self._intake.take(addresses, bodies, now)
+        self._intake.take(addresses, bodies, now, users)
 
     def turn(self, now: float) -> list[tuple[Address, bytes]]:
         """Run one wave, and hand out what is answered: with a store, once that keeps it.
@@ -156,9 +170,11 @@ class Core:
             self.stats.answered(bodies, now - arrived)
         self.stats.end(now)
 
-    def handle(self, addresses: Sequence[Address], bodies: Sequence[Any], now: float) -> list[tuple[Address, bytes]]:
+    def handle(
+        self, addresses: Sequence[Address], bodies: Sequence[Any], now: float, users: Sequence[str | None] | None = None
+    ) -> list[tuple[Address, bytes]]:
         """`take` and `turn` in one, where time stands still."""
-        self.take(addresses, bodies, now)
+        self.take(addresses, bodies, now, users)
         out = self.turn(now)
         self.sent(now)
         return out

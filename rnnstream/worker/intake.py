@@ -7,20 +7,24 @@ again by `_request`, which explains what is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import msgpack
 
 from rnnstream.engine.engine import Engine
-from rnnstream.errors import RequestError, TooLarge
+from rnnstream.errors import Denied, RequestError, TooLarge
+from rnnstream.names import Name, Owned
 from rnnstream.wire import replies as wire
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.requests import OPS, Request, decode, parse, readable
 from rnnstream.worker.answers import SPARE_BYTES, Answers, echo, reply_bytes
 from rnnstream.worker.keeper import Keeper
 from rnnstream.worker.queue import Address, Body, Order, Wave, Waves, routing_id
-from rnnstream.worker.refusals import Refusals
+from rnnstream.worker.quotas import Quotas, Rates
+from rnnstream.worker.refusals import Refusals, busy
 
 MOST_WAITING = 65_536  # requests: beyond them nothing is read, and ZeroMQ and TCP hold the producers back
 MOST_HELD_BYTES = 64 << 20  # of replies that wait behind others of their connection: likewise
@@ -36,6 +40,8 @@ class Intake:
         answers: what is said to requests that need not wait.
         limits: what is accepted.
         keeper: told of names that the store may know; None if there is no store.
+        quotas: of each key.
+        is_admin: whether a key may look at the sessions of others, and close them.
 
     Attributes:
         waves: the requests that wait.
@@ -46,17 +52,28 @@ class Intake:
         told: replies that name sessions, of which the store may not keep the last changes yet.
     """
 
-    def __init__(self, engine: Engine, answers: Answers, limits: Limits, keeper: Keeper | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        answers: Answers,
+        limits: Limits,
+        keeper: Keeper | None = None,
+        *,
+        quotas: Quotas,
+        is_admin: Callable[[str], bool],
+    ) -> None:
         assert limits.waiting >= limits.frame_requests, "an empty queue takes any body"
         self._engine, self._answers, self._limits, self._keeper = engine, answers, limits, keeper
         self.waves = Waves(len(engine.table.names))
         output, source = engine.model.output, engine.model.input
         self._vocabulary = output.vocabulary is not None
-        self.heads = [wire.step_head(name, self._vocabulary) if name else b"" for name in engine.table.names]
+        self.heads = [wire.step_head(str(name), self._vocabulary) if name else b"" for name in engine.table.names]
         self.reply_bytes = reply_bytes(engine.model)
         # Ids below this take the short way; with dense input or another head, none does.
         self._plain_size = source.size if source.kind == "token" and output.kind == "categorical" else 0
-        self._refusals = Refusals(answers, limits)
+        self._refusals = Refusals(answers, limits, quotas)
+        self._quotas, self._is_admin = quotas, is_admin
+        self._rates = Rates(quotas.rate) if quotas.rate is not None else None
         self.order = Order()
         self.crowded: set[bytes] = set()
         self.told: list[tuple[Body, int, Request]] = []
@@ -78,22 +95,29 @@ class Intake:
             if not table.live[row]:
                 table.free(row)
 
-    def take(self, addresses: Sequence[Address], bodies: Sequence[Any], now: float) -> None:
-        """Put what has arrived into waves, or answer it."""
+    def take(
+        self, addresses: Sequence[Address], bodies: Sequence[Any], now: float, users: Sequence[str | None] | None = None
+    ) -> None:
+        """Put what has arrived into waves, or answer it; see `Core.take`."""
         unpackb, table, waiting, held = msgpack.unpackb, self._engine.table, self.waves.waiting, self.order.held
         rows, producers, size = table.rows, table.producers, self._plain_size
         wave, self._now, most = self.waves.first(), now, self._limits.waiting
         self._refusals.begin()
         wave_row, wave_x, wave_address = wave.rows.append, wave.xs.append, wave.addresses.append
         before = len(wave.rows)
-        for address, body in zip(addresses, bodies, strict=True):
+        owners: Iterable[str] = repeat("")
+        if users is not None:
+            addresses, bodies, owners = self._admitted(addresses, bodies, users)
+        for address, body, owner in zip(addresses, bodies, owners, strict=False):
             try:
                 item = unpackb(body)
                 keys = len(item)
-                row, x = rows[item["session"]], item["x"]
+                session, x = item["session"], item["x"]
+                # A plain tuple, for it is the same key as an `Owned`, and made in a quarter of the time.
+                row = rows[(owner, session) if owner else session]  # type: ignore[index]
                 turn = waiting[row]
                 if turn >= most and "id" not in item and "op" not in item:
-                    self._take_flood(address, row, item)
+                    self._take_flood(address, row, item, owner)
                     continue
                 if (
                     type(x) is int
@@ -118,42 +142,81 @@ class Intake:
                     continue
             except Exception:  # not the ordinary token of an open session: `_take_body` finds out what it is and says so
                 pass
-            self._take_body(address, bytes(body))
+            self._take_body(address, bytes(body), owner)
         self.waves.count += len(wave.rows) - before
 
-    def _take_flood(self, address: Address, row: int, item: dict[Any, Any]) -> None:
+    def _admitted(
+        self, addresses: Sequence[Address], bodies: Sequence[Any], users: Sequence[str | None]
+    ) -> tuple[Sequence[Address], Sequence[Any], Sequence[str]]:
+        """Answer the bodies of connections that have no standing here, and of keys that send too much; those that are left."""
+        if self._rates is None and None not in users:
+            return addresses, bodies, users  # type: ignore[return-value]
+        left: list[tuple[Address, Any, str]] = []
+        for address, body, user in zip(addresses, bodies, users, strict=True):
+            wait_s = self._rates.spend(user, self._now) if self._rates is not None and user is not None else 0.0
+            if user is None:
+                self._refuse(address, bytes(body), self._refusals.chosen_id)
+            elif wait_s:
+                why = f"A key may send {self._quotas.rate:g} requests a second, and this one has sent more"
+                self._refuse(address, bytes(body), busy(why, math.ceil(1000 * wait_s)), user)
+            else:
+                left.append((address, body, user))
+        return [address for address, _, _ in left], [body for _, body, _ in left], [user for _, _, user in left]
+
+    def _refuse(self, address: Address, data: bytes, error: RequestError, owner: str = "") -> None:
+        """Answer all requests of a body with this."""
+        if self.order.bytes_of(address, owner) > CROWDED_BYTES:
+            self.crowded.add(routing_id(address))
+            return
+        items, problem = decode(data, self._limits.frame_requests)
+        body = Body(address, len(items) + (problem is not None), self._now, owner)
+        for place, item in enumerate(items):
+            self._refusals.refuse(body, place, item, error)
+        if problem is not None:
+            body.answer(len(items), self._answers.refused(problem, {}))
+        body.bytes = sum(len(reply or b"") for reply in body.replies)
+        self.order.add(body)
+
+    def _take_flood(self, address: Address, row: int, item: dict[Any, Any], owner: str) -> None:
         """A token that came alone, of a session that is busy."""
-        body = Body(address, 1, self._now)
+        body = Body(address, 1, self._now, owner)
         self._refusals.session(body, 0, item, row)
         body.bytes = len(body.replies[0] or b"")
-        if self.order.bytes_of(address) <= CROWDED_BYTES:
+        if self.order.bytes_of(address, owner) <= CROWDED_BYTES:
             self.order.add(body)
         else:
             self.crowded.add(routing_id(address))
 
-    def _take_body(self, address: Address, data: bytes) -> None:
+    def _take_body(self, address: Address, data: bytes, owner: str) -> None:
         """Take in a body of any kind."""
-        held_bytes = self.order.bytes_of(address)
+        held_bytes = self.order.bytes_of(address, owner)
         if held_bytes > CROWDED_BYTES:
             self.crowded.add(routing_id(address))
             return
         items, problem = decode(data, self._limits.frame_requests)
-        body = Body(address, len(items) + (problem is not None), self._now)
+        body = Body(address, len(items) + (problem is not None), self._now, owner)
         body.bytes = len(body.replies) * self.reply_bytes
+        if self._rates is not None and owner:
+            self._rates.owe(owner, len(items) - 1)
         table, waves, size = self._engine.table, self.waves, self._plain_size
         rows, live, producers = table.rows, table.live, table.producers
         waiting, closing = waves.waiting, waves.closing
         room = self._limits.waiting - len(items)  # a session whose queue is shorter than this has room for the whole body
         judged: dict[int, bool] = {}
         run_turn, run_place, short = -1, 0, 0
-        crowded = held_bytes > CONNECTION_BYTES
+        crowded: RequestError | None = None
+        if held_bytes > CONNECTION_BYTES:
+            crowded = self._refusals.key_busy if owner else self._refusals.connection_busy
+        elif owner and 0 < self.order.requests_of(owner) > self._quotas.waiting - len(items):  # none waiting: any body is taken
+            crowded = self._refusals.quota_busy
         for place, item in enumerate(items):
-            if crowded:
-                self._refusals.refuse(body, place, item, self._refusals.connection_busy)
+            if crowded is not None:
+                self._refusals.refuse(body, place, item, crowded)
                 continue
             try:
                 keys = len(item)
-                row, x = rows[item["session"]], item["x"]
+                session, x = item["session"], item["x"]
+                row = rows[(owner, session) if owner else session]  # type: ignore[index]
                 turn = waiting[row]
                 if turn and turn >= room and not self._has_room(row, len(items) - place, judged):
                     self._refusals.session(body, place, item, row)
@@ -213,11 +276,14 @@ class Intake:
             request = parse(item)
             if request.op in ("step", "peek"):
                 self._engine.check_want(request.want, request.surprisal)
+            self._claim(request, body.owner)
             row = self._engine.table.rows.get(request.session)
             ahead = 0 if row is None else self.waves.waiting[row]
             self.charge(body, self._answers.size(request, ahead) - SPARE_BYTES)
             if "session" not in OPS[request.op]:
-                body.answer(place, self._answers.about(request, self.waves.count, self._now))
+                user = "" if not body.owner or self._is_admin(body.owner) else body.owner
+                waiting = self.order.requests_of(user) if user else self.waves.count
+                body.answer(place, self._answers.about(request, waiting, self._now, user))
                 if self._keeper is not None and request.op == "sessions":
                     self.told.append((body, place, request))
                 return
@@ -246,6 +312,21 @@ class Intake:
             self._refusals.refuse(body, place, item, error)
         except Exception:
             body.answer(place, self._answers.internal(readable(item)))
+
+    def _claim(self, request: Request, user: str) -> None:
+        """Make a request's names those of its user, or for an admin of the owner that it names.
+
+        Raises:
+            Denied: it names another's, and its user is no admin.
+        """
+        if request.owner is None and not request.all:
+            request.owner = user
+        elif not (user and self._is_admin(user)):
+            key = "all" if request.all else "owner"
+            raise Denied(f"{request.op} has {key}; only an admin's key may ask for the sessions of others.")
+        if request.owner:
+            request.session = Owned(request.owner, str(request.session))
+            request.to = Owned(request.owner, str(request.to)) if request.to else ""
 
     def refuse_told(self, error: RequestError) -> None:
         """The names told since the last write may not be so: it could not be kept."""
@@ -276,14 +357,14 @@ class Intake:
             raise engine.unknown(session)
         return None
 
-    def row_of(self, session: str) -> int:
+    def row_of(self, session: Name) -> int:
         """The row of a session, with its place in the lists of this class; a new one for a new name."""
         row = self._engine.table.take(session)
         if row == len(self.heads):
             self.waves.waiting.append(0)
             self.heads.append(b"")
         if not self.waves.waiting[row]:
-            self.heads[row] = wire.step_head(session, self._vocabulary)
+            self.heads[row] = wire.step_head(str(session), self._vocabulary)
         return row
 
     def charge(self, body: Body, more: int) -> None:
@@ -316,4 +397,4 @@ class Intake:
         for row, name in enumerate(table.names):
             if name is not None:
                 assert table.live[row] or self.waited_for(row)
-                assert self.heads[row] == wire.step_head(name, self._vocabulary)
+                assert self.heads[row] == wire.step_head(str(name), self._vocabulary)

@@ -8,12 +8,14 @@ put together again from the store, as after a restart.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from rnnstream.engine.engine import Engine
 from rnnstream.engine.rows import Moves
 from rnnstream.errors import StoreError
+from rnnstream.names import Name, owner_of
 from rnnstream.store.interface import Opened, Saved, Store, Write
 from rnnstream.store.records import Batch, pack_entry
 from rnnstream.worker.arrears import Arrears
@@ -60,23 +62,24 @@ class Keeper:
         self._most_work = journal_tokens * 100 // max(100, engine.model.state_size)
         self._arrears = Arrears()
         self.residence = Residence(engine, store, self._arrears, max_resident)
-        self._rebuild: Callable[[set[str]], None] = lambda names: None
+        self._rebuild: Callable[[set[Name]], None] = lambda names: None
         self.replaying = self.replayed = self.failures = 0
         self.other_numerics = found.numerics if found.numerics != engine.model.numerics else ""
         self._id = found.last + 1
         self._oldest = 0  # journal entry that the store still has
         self._batches: list[Batch] = []
-        self._changed: dict[str, None] = {}
+        self._changed: dict[Name, None] = {}
         self._forgetting = Forgetting()
-        self._lost: set[str] = set()  # names that were dropped, and not put together again yet
+        self._lost: set[Name] = set()  # names that were dropped, and not put together again yet
         self._failed: StoreError | None = None
         self._failed_bytes = 0
         self._retry_at = 0.0
         engine.table.absent = self._kept_open = found.sessions
         engine.table.forgotten = []
+        engine.table.owned.update(found.owned)
 
     def attach(
-        self, row_of: Callable[[str], int], waited_for: Callable[[int], bool], rebuild: Callable[[set[str]], None]
+        self, row_of: Callable[[Name], int], waited_for: Callable[[int], bool], rebuild: Callable[[set[Name]], None]
     ) -> None:
         """Who gives rows to names, who knows for which rows a request waits, and who puts sessions together again."""
         self.residence.row_of, self.residence.waited_for, self._rebuild = row_of, waited_for, rebuild
@@ -102,7 +105,7 @@ class Keeper:
         if not self.replaying:
             self._batches.append(batch)
 
-    def changed(self, *names: str) -> None:
+    def changed(self, *names: Name) -> None:
         """Something else than a step has changed these names, so they are saved as a whole. Empty ones are passed over."""
         self._changed.update((name, None) for name in names if name)
 
@@ -130,6 +133,7 @@ class Keeper:
         """Everything is in memory that has to be there: this many steps of the journal were made again."""
         self.replayed = replayed
         self._kept_open = self._engine.table.open_count + self._engine.table.absent
+        self._engine.table.owned_since.clear()
 
     def _behind(self, most_work: int, most: int) -> list[int]:
         """Open sessions behind which the journal has held more than this, the oldest first."""
@@ -193,10 +197,12 @@ class Keeper:
                 if row.name in self.residence.damaged:  # it was reset; its old row was counted among those elsewhere
                     self.residence.damaged.discard(row.name)
                     table.absent = max(0, table.absent - 1)
+                    table.owned[owner_of(row.name)] -= 1
                 self._arrears.settle(table.rows[row.name])
             else:
                 self.residence.has_row.discard(row.name)
         self._kept_open = table.open_count + table.absent
+        table.owned_since.clear()
 
     def _saved_changed(self) -> list[Saved]:
         """What is to be saved of the names that were changed."""
@@ -215,7 +221,7 @@ class Keeper:
                 self._forgetting.add([name], self._id)
         return saved
 
-    def _open(self, name: str) -> bool:
+    def _open(self, name: Name) -> bool:
         table = self._engine.table
         return name in table.rows and bool(table.live[table.rows[name]])
 
@@ -242,6 +248,8 @@ class Keeper:
         self.residence.absent.clear()
         self._lost |= names
         table.absent = self._kept_open - table.open_count
+        table.owned.subtract(table.owned_since)
+        table.owned_since.clear()
         self._batches, self._changed = [], {}
 
     def _try_again(self, now: float) -> None:
@@ -281,7 +289,7 @@ class Keeper:
             self.bring(residence.wanted() + copies, now)
             residence.absent.clear()
 
-    def bring(self, names: list[str], now: float) -> None:
+    def bring(self, names: list[Name], now: float) -> None:
         """Have what the store has of these names: sessions, tombstones; those long idle expire.
 
         Raises:
@@ -311,7 +319,7 @@ class Keeper:
     def _put_together(self) -> None:
         """Have the sessions back that were dropped."""
         table, residence = self._engine.table, self.residence
-        kept_open = table.open_count + table.absent
+        kept_open, owned = table.open_count + table.absent, Counter(table.owned)
         try:
             self._rebuild(self._lost)
         except Exception:
@@ -321,12 +329,16 @@ class Keeper:
             raise
         finally:
             table.absent = max(0, kept_open - table.open_count)  # less, where a write that failed was kept all the same
+            table.owned = owned
+            table.owned_since.clear()
         self.changed(*filter(self._open, self._lost))
         self._lost = set()
 
     # -- what is told
 
-    def page(self, prefix: str, after: int, limit: int, scan: int) -> tuple[list[str], int | None, int]:
+    def page(
+        self, prefix: str, after: int, limit: int, scan: int, owner: str | None = None
+    ) -> tuple[list[Name], int | None, int]:
         """Names of open sessions, those in the store too; see `Residence.page`.
 
         Raises:
@@ -334,7 +346,7 @@ class Keeper:
         """
         if self._lost:
             raise StoreError(f"The store has failed; ask again in {LATER_MS} ms.", retry_after_ms=LATER_MS)
-        return self.residence.page(prefix, after, limit, scan)
+        return self.residence.page(prefix, after, limit, scan, owner)
 
     def hello(self) -> dict[str, Any]:
         """What `hello` says of the store."""

@@ -11,6 +11,7 @@ from rnnstream.worker.queue import Body
 from rnnstream.worker.refusals import busy
 
 MOST_PEEKS = 64  # at a time, each with a state of its own; a wave takes so many rows more
+OWNED_PEEKS = 16  # of a key, so that one alone does not take all the places
 
 
 class Peeks:
@@ -37,6 +38,8 @@ class Peeks:
         """
         if len(self) >= MOST_PEEKS:
             raise busy(f"{MOST_PEEKS} peeks are under way")
+        if body.owner and sum(other.owner == body.owner for *_, other, _ in self._under_way) >= OWNED_PEEKS:
+            raise busy(f"{OWNED_PEEKS} peeks of this key are under way")
         peek = self._engine.peek_row(row, request.xs, request.want, request.surprisal)
         self._under_way.append((peek, request, body, place))
 

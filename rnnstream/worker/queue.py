@@ -22,12 +22,16 @@ Address = bytes | tuple[bytes, ...]
 # A numbered token of a body: row, x, producer, n, ack, body, place in the body.
 Numbered = tuple[int, int, str, int, int, "Body", int]
 
+# The number of a token that came alone: place in the wave, producer, n, the producer's id.
+Mark = tuple[int, Producer, int, str]
+
 
 class Body:
     """A request body on its way: the replies so far, in the order of the requests.
 
     Attributes:
         address: where the reply goes.
+        owner: the key that it came from; "" where the worker knows no keys.
         replies: one for each request, None until it is there.
         missing: how many are None.
         bytes: upper bound of the size of the reply body.
@@ -36,10 +40,11 @@ class Body:
         held: whether it counts in its `Order`.
     """
 
-    __slots__ = ("address", "arrived", "bytes", "held", "ids", "missing", "replies")
+    __slots__ = ("address", "arrived", "bytes", "held", "ids", "missing", "owner", "replies")
 
-    def __init__(self, address: Address, requests: int, arrived: float) -> None:
+    def __init__(self, address: Address, requests: int, arrived: float, owner: str = "") -> None:
         self.address = address
+        self.owner = owner
         self.arrived = arrived
         self.held = False
         self.replies: list[bytes | None] = [None] * requests
@@ -85,7 +90,7 @@ class Wave:
         self.xs: list[int] = []
         self.addresses: list[Address] = []
         self.ids: dict[int, int] = {}
-        self.marks: list[tuple[int, Producer, int, str]] = []
+        self.marks: list[Mark] = []
         self.body_rows: list[int] = []
         self.body_xs: list[int] = []
         self.runs: list[tuple[int, Body, int]] = []
@@ -207,11 +212,16 @@ class Order:
         self.held: dict[bytes, deque[Body]] = {}
         self.bytes = 0
         self.late = False
-        self._bytes_of: dict[bytes, int] = {}  # the same, of each connection
+        self._bytes_of: dict[bytes | str, int] = {}  # the same, of each connection, or of each key where there are keys
+        self._requests_of: Counter[str] = Counter()  # of each key, in held bodies
 
-    def bytes_of(self, address: Address) -> int:
-        """Upper bound of the size of all held replies of this connection."""
-        return self._bytes_of.get(routing_id(address), 0)
+    def bytes_of(self, address: Address, owner: str = "") -> int:
+        """Upper bound of the size of all held replies of this connection, or of its key, if it has one."""
+        return self._bytes_of.get(owner or routing_id(address), 0)
+
+    def requests_of(self, owner: str) -> int:
+        """How many requests of this key are in held bodies."""
+        return self._requests_of[owner]
 
     def add(self, body: Body) -> None:
         """A body that has arrived, its requests counted."""
@@ -219,14 +229,17 @@ class Order:
         body.held = True
         self.held.setdefault(peer, deque()).append(body)
         self.bytes += body.bytes
-        self._bytes_of[peer] = self._bytes_of.get(peer, 0) + body.bytes
+        payer = body.owner or peer
+        self._bytes_of[payer] = self._bytes_of.get(payer, 0) + body.bytes
+        if body.owner:
+            self._requests_of[body.owner] += len(body.replies)
 
     def grow(self, body: Body, size: int) -> None:
         """The reply to a body, held or still to come, is larger than was thought."""
         body.bytes += size
         if body.held:
             self.bytes += size
-            self._bytes_of[routing_id(body.address)] += size
+            self._bytes_of[body.owner or routing_id(body.address)] += size
 
     def finished(self) -> list[Body]:
         """The bodies that can leave now, in their order; they are no longer held. At most `LEAVING` of a connection."""
@@ -238,17 +251,28 @@ class Order:
                 if len(done) == most:
                     self.late = True
                     break
-                self.bytes -= bodies[0].bytes
-                self._bytes_of[peer] -= bodies[0].bytes
-                done.append(bodies.popleft())
+                body = bodies.popleft()
+                payer = body.owner or peer
+                self.bytes -= body.bytes
+                self._bytes_of[payer] -= body.bytes
+                if body.owner:
+                    self._requests_of[body.owner] -= len(body.replies)
+                if not self._bytes_of[payer]:
+                    del self._bytes_of[payer]
+                done.append(body)
             if not bodies:
-                del self.held[peer], self._bytes_of[peer]
+                del self.held[peer]
         return done
 
     def check(self) -> None:
         """Assert what always holds once the finished ones have left."""
         assert all(bodies and (bodies[0].missing or self.late) for bodies in self.held.values())
-        assert self._bytes_of == {peer: sum(body.bytes for body in bodies) for peer, bodies in self.held.items()}
+        bodies = [(body.owner or peer, body) for peer, bodies in self.held.items() for body in bodies]
+        counted = Counter[bytes | str]()
+        for payer, body in bodies:
+            counted[payer] += body.bytes
+        assert +counted == self._bytes_of
+        assert +self._requests_of == Counter(body.owner for _, body in bodies if body.owner for _ in body.replies)
         assert self.bytes == sum(self._bytes_of.values())
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from rnnstream.errors import Busy, RequestError
+from rnnstream.errors import Busy, Denied, RequestError
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.requests import readable
 from rnnstream.worker.answers import Answers
 from rnnstream.worker.queue import Body
+from rnnstream.worker.quotas import Quotas
 
 RETRY_MS = 50  # what `busy` asks for: longer than a full queue takes
 
 
-def busy(why: str) -> Busy:
+def busy(why: str, retry_ms: int = RETRY_MS) -> Busy:
     """The error for something that there is too much of at present."""
-    return Busy(f"{why}; ask again in {RETRY_MS} ms.", retry_after_ms=RETRY_MS)
+    return Busy(f"{why}; ask again in {retry_ms} ms.", retry_after_ms=retry_ms)
 
 
 class Refusals:
@@ -24,12 +25,16 @@ class Refusals:
     Args:
         answers: what is said.
         limits: what is accepted.
+        quotas: of each key.
     """
 
-    def __init__(self, answers: Answers, limits: Limits) -> None:
+    def __init__(self, answers: Answers, limits: Limits, quotas: Quotas) -> None:
         self._answers = answers
         self.session_busy = busy(f"{limits.waiting} requests of a session may wait, and with this body's there could be more")
         self.connection_busy = busy("Too much of this connection is unanswered")
+        self.key_busy = busy("Too much of this key is unanswered")
+        self.quota_busy = busy(f"{quotas.waiting} requests of a key may wait, and with this body's there would be more")
+        self.chosen_id = Denied("This connection has chosen its routing id; a connection to this worker has none of its own.")
         self._said: dict[int, bytes] = {}  # by row: that its session is busy
 
     def begin(self) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from rnnstream.engine.engine import Engine
 from rnnstream.errors import BadStore, StoreError
+from rnnstream.names import Name
 from rnnstream.store.interface import Store
 from rnnstream.store.records import Batch, unpack_entry
 from rnnstream.wire.requests import Request
@@ -35,8 +36,8 @@ class Replay:
 
     def __init__(self, engine: Engine, store: Store, keeper: Keeper, intake: Intake, runner: Runner) -> None:
         self._engine, self._store, self._keeper, self._intake, self._runner = engine, store, keeper, intake, runner
-        self._upto: dict[str, int] = {}  # of each name that was brought: the journal entry that its row includes
-        self._only: set[str] | None = None
+        self._upto: dict[Name, int] = {}  # of each name that was brought: the journal entry that its row includes
+        self._only: set[Name] | None = None
 
     def start(self) -> tuple[int, float]:
         """Put everything together that a worker has to have in memory when it begins: tombstones, and the journal's sessions.
@@ -55,7 +56,7 @@ class Replay:
         self._keeper.begin(steps)
         return steps, last
 
-    def rebuild(self, names: set[str]) -> None:
+    def rebuild(self, names: set[Name]) -> None:
         """Put the sessions of these names together again, of which nothing is in memory.
 
         Raises:
@@ -66,11 +67,12 @@ class Replay:
         except BadStore as problem:
             raise StoreError(str(problem), retry_after_ms=RETRY_MS) from None
 
-    def _run(self, only: set[str] | None) -> tuple[int, float]:
+    def _run(self, only: set[Name] | None) -> tuple[int, float]:
         engine, keeper = self._engine, self._keeper
         self._only, self._upto = only, {}
-        before = engine.explicit_open, engine.table.max_sessions
-        engine.explicit_open, engine.table.max_sessions = False, 1 << 62  # all of it has counted
+        table = engine.table
+        before = engine.explicit_open, table.max_sessions, table.most_owned
+        engine.explicit_open, table.max_sessions, table.most_owned = False, 1 << 62, None  # all of it has counted
         steps, now = 0, 0.0
         chunk: list[Entry] = []
         waiting = 0
@@ -87,11 +89,11 @@ class Replay:
                     steps, chunk, waiting = steps + self._apply(chunk), [], 0
             steps += self._apply(chunk)
         finally:
-            engine.explicit_open, engine.table.max_sessions = before
+            engine.explicit_open, table.max_sessions, table.most_owned = before
             keeper.replaying = 0
         return steps, now
 
-    def _bring(self, names: set[str]) -> None:
+    def _bring(self, names: set[Name]) -> None:
         """What the store has of names that are new to this replay.
 
         Raises:
@@ -188,7 +190,7 @@ class Replay:
             if request.producer is not None:
                 numbered.append((row, request.producer, request.n, body.arrived))
         for row, producer, n, at in numbered:
-            table.numbering.follow(table.producers_of(row), producer, n, at)
+            table.numbering_of(table.names[row] or "").follow(table.producers_of(row), producer, n, at)
         before = stats.errors.total()
         self._runner.run(wave, now)
         for row, producer, _, at in numbered:  # not when the wave was run

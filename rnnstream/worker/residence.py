@@ -10,6 +10,7 @@ import numpy as np
 
 from rnnstream.engine.engine import Engine
 from rnnstream.errors import StoreError
+from rnnstream.names import Name
 from rnnstream.store.interface import Saved, Store
 from rnnstream.worker.arrears import Arrears
 from rnnstream.worker.saving import fits, unpacked
@@ -48,17 +49,17 @@ class Residence:
     def __init__(self, engine: Engine, store: Store, arrears: Arrears, max_resident: int) -> None:
         self._engine, self._store, self._arrears, self._max_resident = engine, store, arrears, max_resident
         self.absent: set[int] = set()
-        self.damaged: set[str] = set()
-        self.has_row: set[str] = set()
+        self.damaged: set[Name] = set()
+        self.has_row: set[Name] = set()
         self.loads = self.evictions = 0
-        self.row_of: Callable[[str], int] = engine.table.take
+        self.row_of: Callable[[Name], int] = engine.table.take
         self.waited_for: Callable[[int], bool] = lambda row: False
         self._leaving: deque[int] = deque()
         self._leaving_until = 0.0
         self._swept = 0
         self._sweep_at = 0.0
 
-    def wanted(self) -> list[str]:
+    def wanted(self) -> list[Name]:
         """The names of the rows that are absent; these rows are nobody else's any more."""
         table, names = self._engine.table, []
         for row in self.absent:
@@ -68,7 +69,7 @@ class Residence:
                 names.append(name)
         return names
 
-    def bring(self, names: Iterable[str]) -> dict[str, Saved]:
+    def bring(self, names: Iterable[Name]) -> dict[Name, Saved]:
         """Fetch what the store has of these names, and put the open ones into their rows, unless they are there.
 
         Returns:
@@ -82,7 +83,7 @@ class Residence:
         for name in damaged:
             log.error("session %s: its row in the store is damaged; see rnnstream store check", name)
         self.damaged.update(damaged)
-        whole: dict[str, Saved] = {}
+        whole: dict[Name, Saved] = {}
         for saved in found:
             if not fits(saved, table.states):
                 log.error("session %s: its row in the store is no session's of this model", saved.name)
@@ -98,7 +99,7 @@ class Residence:
                 self.loads += 1
         return whole
 
-    def hold_whole(self, *names: str) -> None:
+    def hold_whole(self, *names: Name) -> None:
         """Judge whether what the store has of these names can be used.
 
         Raises:
@@ -153,7 +154,7 @@ class Residence:
             table.evict(row)
             self.evictions += 1
 
-    def idle(self, now: float, idle_s: float) -> list[str]:
+    def idle(self, now: float, idle_s: float) -> list[Name]:
         """Some sessions, not in memory, that have not moved for so long: a part of the store is looked at, now and then.
 
         Raises:
@@ -170,7 +171,9 @@ class Residence:
         """The store could not be looked through: not again soon."""
         self._sweep_at = now + REST_S
 
-    def page(self, prefix: str, after: int, limit: int, scan: int) -> tuple[list[str], int | None, int]:
+    def page(
+        self, prefix: str, after: int, limit: int, scan: int, owner: str | None = None
+    ) -> tuple[list[Name], int | None, int]:
         """Names of open sessions: those that the store has no row of, then all others; see `Rows.page`.
 
         A session whose first row is saved between two pages can be in both parts.
@@ -180,15 +183,15 @@ class Residence:
         """
         table = self._engine.table
         if after < STORED:
-            names, following, looked_at = self._engine.page(prefix, after, limit, scan)
+            names, following, looked_at = self._engine.page(prefix, after, limit, scan, owner)
             return [name for name in names if name not in self.has_row], following or STORED, looked_at
         if after - STORED > MOST_ID:
             return [], None, 0
-        found, end = self._store.page(after - STORED, min(scan, PAGE))
+        found, end = self._store.page(after - STORED, min(scan, PAGE), owner)
         names = []
         for cursor, name, _ in found:
             row = table.rows.get(name)
-            if name.startswith(prefix) and name not in table.tombstones and (row is None or table.live[row]):
+            if str(name).startswith(prefix) and name not in table.tombstones and (row is None or table.live[row]):
                 names.append(name)
                 if len(names) == limit and cursor != found[-1][0]:
                     end = cursor

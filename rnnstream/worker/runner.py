@@ -11,6 +11,7 @@ from rnnstream.engine.engine import Engine
 from rnnstream.engine.rows import Moves
 from rnnstream.errors import RequestError
 from rnnstream.model.outcomes import most_likely
+from rnnstream.names import owner_of
 from rnnstream.prediction import Prediction
 from rnnstream.store.records import Batch
 from rnnstream.wire import replies as wire
@@ -19,7 +20,7 @@ from rnnstream.worker.answers import Answers, whose, with_echo
 from rnnstream.worker.intake import Intake
 from rnnstream.worker.keeper import Keeper
 from rnnstream.worker.peeks import Peeks
-from rnnstream.worker.queue import Body, Numbered, Wave
+from rnnstream.worker.queue import Body, Mark, Numbered, Wave
 from rnnstream.worker.stats import Stats
 
 log = logging.getLogger("rnnstream.worker")
@@ -71,7 +72,7 @@ class Runner:
         """
         if replies is None:
             rows = [*wave.rows, *wave.body_rows, *(row for row, *_ in wave.numbered)]
-            sessions = [self.engine.table.names[row] for row in rows]
+            sessions = [str(self.engine.table.names[row]) for row in rows]
         else:
             sessions = [wire.decode(reply)[0]["session"] for reply in replies]
         answered = None if replies is None else {(id(body), place) for body, place, _ in wave.answers}
@@ -158,7 +159,7 @@ class Runner:
         for place in bad:
             row, error = rows[place], engine.not_finite(rows[place])
             if place < len(plain):
-                replies[place] = self._answers.refused(error, {"session": engine.table.names[row]})
+                replies[place] = self._answers.refused(error, {"session": str(engine.table.names[row])})
             else:
                 _, request, opened, body, at = steps[place - len(plain)]
                 if opened:
@@ -193,7 +194,15 @@ class Runner:
 
     def _number(self, wave: Wave, replies: list[bytes], bad: Container[int], now: float) -> None:
         """The ordinary tokens have counted, but for the bad ones: keep their replies for a repeat."""
-        self.engine.table.numbering.keep_all(wave.marks, wave.xs, replies, bad)
+        table = self.engine.table
+        if len(table.numberings) == 1:  # all is nobody's
+            table.numbering.keep_all(wave.marks, wave.xs, replies, bad)
+        else:
+            owned: dict[str, list[Mark]] = {}
+            for mark in wave.marks:
+                owned.setdefault(owner_of(table.names[wave.rows[mark[0]]] or ""), []).append(mark)
+            for owner, marks in owned.items():
+                table.numberings[owner].keep_all(marks, wave.xs, replies, bad)
         first = len(wave.rows) + len(wave.body_rows)
         for place, (row, x, producer, n, ack, _, _) in enumerate(wave.numbered, first):
             if place not in bad:
@@ -218,7 +227,7 @@ class Runner:
             for place, (row, t, y, p) in enumerate(zip(rows, ts, ids, ps, strict=True)):
                 if t > wire.STEP_T:
                     label = {"label": vocabulary[y]} if vocabulary else {}
-                    replies[place] = wire.encode({"session": names[row], "t": t, "y": y, "p": p} | label)
+                    replies[place] = wire.encode({"session": str(names[row]), "t": t, "y": y, "p": p} | label)
             return replies
 
     def _predicted(self, moves: Moves, plain: int, steps: list[Step]) -> list[bytes]:
@@ -242,4 +251,4 @@ class Runner:
             if opened and table.live[row]:
                 table.withdraw(row)
             wave.answer(body, place, internal(whose(request), logged=True))
-        return [internal({"session": table.names[row]}, logged=True) for row in rows]
+        return [internal({"session": str(table.names[row])}, logged=True) for row in rows]

@@ -21,10 +21,12 @@ class Stats:
         errors: replies by error code.
         dropped: replies to peers that were gone or cut off.
         cut_off: peers that did not read their replies.
+        connections: that there are.
+        refused: handshakes that failed, and connections beyond the most that there may be.
     """
 
     def __init__(self) -> None:
-        self.tokens = self.bodies = self.repeats = self.dropped = self.cut_off = 0
+        self.tokens = self.bodies = self.repeats = self.dropped = self.cut_off = self.connections = self.refused = 0
         self.errors: Counter[str] = Counter()
         # Histograms by powers of two: place k counts what is below 2 ** k and not below 2 ** (k - 1).
         self._batches = [0] * 32
@@ -75,6 +77,8 @@ class Stats:
             "errors": dict(self.errors),
             "dropped": self.dropped,
             "cut_off": self.cut_off,
+            "connections": self.connections,
+            "refused": self.refused,
             "batches": _histogram(self._batches),
             "latencies_us": _histogram(self._latencies),
         }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnnstream.engine import table as module
+from rnnstream.engine import tombstones as module
 from rnnstream.engine.engine import Engine
 from rnnstream.engine.numbering import ENTRY_BYTES, ORDINARY_BYTES, Numbering, Producer, Producers
 from rnnstream.errors import Full, UnknownSession
@@ -92,7 +92,7 @@ def test_sessions_elsewhere_are_open(make: Make) -> None:
     gone = [evicted(engine, name) for name in "ab"]
     assert engine.table.absent == 2
     for attempt in (
-        engine.table.hold_room,
+        lambda: engine.table.hold_room("d"),
         lambda: engine.open("d"),
         lambda: engine.reset("d"),
         lambda: engine.fork("c", "d"),
@@ -103,10 +103,10 @@ def test_sessions_elsewhere_are_open(make: Make) -> None:
         engine.check()
     engine.reset("c")  # is open already
     engine.close("c")
-    engine.table.hold_room()
+    engine.table.hold_room("d")
     engine.open("d")
     with pytest.raises(Full):
-        engine.table.hold_room()
+        engine.table.hold_room("e")
     for name, session in zip("ab", gone, strict=True):
         placed(engine, name, session)
     assert sorted(everything(engine)) == ["a", "b", "d"]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rnnstream.engine import table as module
+from rnnstream.engine import tombstones as module
 from rnnstream.engine.engine import Engine
 from rnnstream.engine.numbering import Numbering, Producer
 from rnnstream.errors import RequestError

@@ -125,7 +125,7 @@ def test_names_are_remembered_as_closed_or_expired_and_the_last_word_counts(make
 
 
 def test_names_pushed_out_are_as_if_they_had_never_been(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rnnstream.engine.table.TOMBSTONES", 3)
+    monkeypatch.setattr("rnnstream.engine.tombstones.TOMBSTONES", 3)
     engine = make(network())
     for i in range(10):
         engine.step([(f"s{i}", 1)])
@@ -239,7 +239,7 @@ def test_whoever_has_been_judged_is_not_forgotten_before_its_request_is_kept(mak
 
 
 def test_numbers_go_with_the_tombstone(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rnnstream.engine.table.TOMBSTONES", 2)
+    monkeypatch.setattr("rnnstream.engine.tombstones.TOMBSTONES", 2)
     engine = make(network(), numbering=Numbering(most_producers=3))
     for name in "abc":
         numbered(engine, name, "p", 1, lambda row: step_row(engine, row, 3, 0), reply=bytes(5000))
@@ -258,7 +258,7 @@ def test_numbers_go_with_the_tombstone(make: Make, monkeypatch: pytest.MonkeyPat
 
 
 def test_numbers_of_a_name_that_somebody_waits_for_go_when_nobody_does(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rnnstream.engine.table.TOMBSTONES", 1)
+    monkeypatch.setattr("rnnstream.engine.tombstones.TOMBSTONES", 1)
     engine = make(network())
     for name in "ab":
         numbered(engine, name, "p", 1, lambda row: step_row(engine, row, 3, 0), reply=b"1")

@@ -280,7 +280,7 @@ class Walk:
 
 
 def test_a_random_walk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rnnstream.engine.table.TOMBSTONES", TOMBSTONES)
+    monkeypatch.setattr("rnnstream.engine.tombstones.TOMBSTONES", TOMBSTONES)
     walk = Walk(seed=1)
     kinds = [walk.step, walk.look, walk.do, walk.numbered, walk.wait]
     with one_thread():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rnnstream.engine import table as module
+from rnnstream.engine import tombstones as module
 from rnnstream.engine.numbering import Numbering, Producer
-from rnnstream.engine.table import Table, Tombstone
+from rnnstream.engine.table import Table
+from rnnstream.engine.tombstones import Tombstone
 from rnnstream.errors import Full
 
 
@@ -124,7 +125,7 @@ def test_a_row_shows_nothing_of_the_session_that_had_it() -> None:
         lambda table: table._free.append(0),
         lambda table: table.states.__setitem__(0, np.nan),
         lambda table: table.t.__setitem__(0, -1),
-        lambda table: table.tombstones.__setitem__("a", Tombstone("closed", None)),
+        lambda table: table.tombstones.put("a", Tombstone("closed", None)),
         lambda table: table.producers.__setitem__(0, {"p": Producer()}),
         lambda table: table.opened_at.__setitem__(0, 99),
         lambda table: setattr(table, "open_count", 2),

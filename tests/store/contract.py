@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from rnnstream.errors import BadStore
+from rnnstream.names import Owned, owner_of
 from rnnstream.store.interface import Opened, Saved, Store, Write
 
 from .contract_journal import Journal
 from .places import IDENTITY, Place, by_name, loaded, pages, row
 from .walk import Walk
 
+ALICE, BOB = "A" * 40, "B" * 40
 ODD_NAMES = [
     *(
         "",
@@ -215,6 +217,40 @@ class Contract(Journal, Walk):
         for _ in range(2):
             expected = [row("s1", 1, "closed"), row("s2", 2, "expired"), row("s7", 7, "closed"), row("s9", 9, "closed")]
             assert list(store.tombstones()) == [*expected, row("s3", 10, "expired")]
+            store, _ = place.reopened(store)
+
+    # -- owners
+
+    def test_a_name_of_one_key_is_not_that_of_another_nor_nobodys(self, place: Place, store: Store) -> None:
+        names = ["a", Owned(ALICE, "a"), Owned(BOB, "a"), Owned(BOB, "b"), f"{ALICE}a", f"{ALICE}\0a"]
+        kept = {name: row(name, 1) for name in names}
+        store.write(Write(1, b"", list(kept.values())))
+        for _ in range(2):
+            assert loaded(store, *names, Owned(ALICE, "b"), "b") == kept
+            for name in names:
+                assert loaded(store, name) == {name: kept[name]}
+            store, found = place.reopened(store)
+            assert (found.sessions, found.owned) == (6, {ALICE: 1, BOB: 2})
+        store.write(Write(2, b"", [row(Owned(BOB, "a"), 2, "closed")], [Owned(ALICE, "a"), "b"]))
+        assert [saved.name for saved in store.tombstones()] == [Owned(BOB, "a")]
+        assert loaded(store, *names) == {name: kept[name] for name in ("a", Owned(BOB, "b"), *names[4:])} | {
+            Owned(BOB, "a"): row(Owned(BOB, "a"), 2, "closed")
+        }
+        assert place.reopened(store)[1].owned == {BOB: 1}
+
+    def test_pages_of_one_owner_look_at_no_row_of_others(self, place: Place, store: Store) -> None:
+        rows = [row(Owned((ALICE, BOB)[i % 2], f"s{i}"), 1) if i % 3 else row(f"s{i}", 1) for i in range(60)]
+        store.write(Write(1, b"", rows))
+        for _ in range(2):
+            for owner in (ALICE, BOB, ""):
+                theirs = [saved.name for saved in rows if owner_of(saved.name) == owner]
+                found, after = [], 0
+                for _ in range(len(theirs) // 5):
+                    some, after = store.page(after or 0, 5, owner)
+                    found += [name for _, name, _ in some]
+                assert found == theirs
+                assert store.page(after or 0, 5, owner)[0] == []
+            assert store.page(0, 5, "C" * 40) == ([], None)
             store, _ = place.reopened(store)
 
     # -- pages

@@ -255,7 +255,7 @@ def test_what_is_no_store(path: Path, tmp_path: Path) -> None:
     change(there, "DELETE FROM meta WHERE key = 'numerics'")
     assert told(there) == f"The store {there} is damaged: meta lacks numerics."
     pragma(there, "user_version = 9")
-    assert told(there) == f"The store {there} has the format version 9; this version of rnnstream reads 1."
+    assert told(there) == f"The store {there} has the format version 9; this version of rnnstream reads 2."
     pragma(there, "application_id = 9")
     assert told(there) == f"{there} is an SQLite file, but no store of rnnstream."
     there.write_bytes(path.read_bytes()[:5000])

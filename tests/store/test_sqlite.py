@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from rnnstream.errors import BadStore
+from rnnstream.names import Owned, owner_of
 from rnnstream.store.interface import Write
 from rnnstream.store.sqlite import CHECKPOINT_PAGES, CUT, SQLiteStore
 
@@ -51,21 +52,22 @@ def test_its_files_are_for_their_owner_alone(path: Path) -> None:
 
 
 def test_everybody_can_read_what_stands_in_it(path: Path) -> None:
-    rows = [row("a", 1), row("🎻\0", 1), row("c", 2, "closed"), row("d", 2, "expired")]
+    rows = [row("a", 1), row("🎻\0", 1), row(Owned("A" * 40, "a"), 1), row("c", 2, "closed"), row("d", 2, "expired")]
     with opened(path) as store, another(path, "ro") as reader:
-        store.write(Write(1, b"", rows[:2]))
-        store.write(Write(2, b"two", rows[2:]))
+        store.write(Write(1, b"", rows[:3]))
+        store.write(Write(2, b"two", rows[3:]))
         meta = {key: str(value) for key, value in asdict(IDENTITY).items()}
         assert dict(reader.execute("SELECT key, value FROM meta")) == meta
-        columns = "name, status, upto, t, opened_at, moved_at, producers, state, crc"
+        columns = "owner, name, status, upto, t, opened_at, moved_at, producers, state, crc"
         found = reader.execute(f"SELECT {columns} FROM sessions ORDER BY id").fetchall()
         for saved, (*columns, crc) in zip(rows, found, strict=True):
-            assert tuple(columns) == astuple(saved)
+            assert tuple(columns) == (owner_of(saved.name), str(saved.name), *astuple(saved)[1:])
             numbers = struct.pack("<qqdd", saved.upto, saved.t, saved.opened_at, saved.moved_at)
-            assert crc == zlib.crc32(numbers + f"{saved.name}\0{saved.status}".encode() + saved.producers + saved.state)
+            names = "\0".join(filter(None, (owner_of(saved.name), str(saved.name), saved.status)))
+            assert crc == zlib.crc32(numbers + names.encode() + saved.producers + saved.state)
         assert reader.execute("SELECT id, entry FROM journal").fetchall() == [(1, b""), (2, b"two")]
         pragmas = ("journal_mode", "user_version", "application_id")
-        assert [reader.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in pragmas] == ["wal", 1, 0x726E6E73]
+        assert [reader.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in pragmas] == ["wal", 2, 0x726E6E73]
 
 
 def test_who_reads_it_does_not_hold_the_store_up(path: Path) -> None:

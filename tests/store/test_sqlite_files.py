@@ -58,7 +58,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "garbage": (lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 100), ""),
     "cut": (cut, ""),
     "another program's": (another_programs, "is an SQLite file, but no store of rnnstream"),
-    "another format": (spoilt("PRAGMA user_version = 2"), "has the format version 2; this version of rnnstream reads 1"),
+    "another format": (spoilt("PRAGMA user_version = 3"), "has the format version 3; this version of rnnstream reads 2"),
     "no table": (spoilt("DROP TABLE meta"), "no such table: meta"),
     **{
         f"no {key}": (spoilt(f"DELETE FROM meta WHERE key = '{key}'"), f"is damaged: meta lacks {key}")

@@ -129,6 +129,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "busy": {"retry_after_ms": 50},
     "full": {},
     "store_error": {"retry_after_ms": 200},
+    "denied": {},
     "too_large": {"limit": 524_288},
     "internal": {},
 }

@@ -152,6 +152,8 @@ RIGHT: dict[str, list[Any]] = {
     "x": [0, -5, 2**63, None, "word", b"\x00", [1.5], {"a": 1}, True],  # only the model knows its tokens
     "want": ["argmax", "none", "probs", "logits", 1, 100],
     "surprisal": [True, False],
+    "all": [True, False],
+    "owner": ["", "A" * 40, "!" * 40],
     "t": [0, 1, 2**64 - 1],
     "producer": ["p", "p" * 64, "é" * 32, "𝄞" * 16],
     "n": [1, 2**64 - 1],
@@ -169,6 +171,8 @@ WRONG: dict[str, list[Any]] = {
     "session": ["", *NO_NAMES],
     "want": [1.0, True, False, None, b"argmax", ["argmax"], {}],  # which words and numbers, the model decides
     "surprisal": [0, 1, "true", None, []],
+    "all": [0, 1, "true", None],
+    "owner": [None, 5, b"A" * 40, "A" * 39, "A" * 41, "é" * 40, "é" * 20, []],
     "t": [-1, 1.0, True, "1", None, [1]],
     "producer": ["", "p" * 65, "é" * 33, 5, None, b"p", ["p"]],
     "n": [0, -1, 1.0, True, "1", None],
@@ -204,10 +208,10 @@ def test_the_operations_and_their_keys() -> None:
     assert {op: keys for op, keys in OPS.items() if op not in NUMBERED} == {
         "peek": ("session", "xs", "want", "surprisal"),
         "snapshot": ("session",),
-        "info": ("session",),
+        "info": ("session", "owner"),
         "hello": (),
         "ping": (),
-        "sessions": ("prefix", "after", "limit"),
+        "sessions": ("prefix", "after", "limit", "all"),
         "stats": (),
     }
     numbering = ("t", "producer", "n", "ack")
@@ -215,7 +219,7 @@ def test_the_operations_and_their_keys() -> None:
         "step": ("session", "x", "want", "surprisal"),
         "open": ("session", "state"),
         "reset": ("session",),
-        "close": ("session",),
+        "close": ("session", "owner"),
         "fork": ("session", "to"),
         "restore": ("session", "state"),
     }
@@ -232,7 +236,7 @@ def test_keys_that_are_absent_have_their_defaults(op: str) -> None:
 
 def test_the_defaults() -> None:
     assert parse({"session": "s", "x": 1}) == Request(
-        "step", "s", 1, "argmax", False, None, None, 0, None, "", None, None, None, "", 0, 100
+        "step", "s", 1, "argmax", False, None, None, 0, None, "", None, None, None, "", 0, 100, None, False
     )
 
 

@@ -23,15 +23,19 @@ class Driver:
 
     Attributes:
         core: the core.
+        users: the key of each connection, by its routing id; None: the worker knows no keys.
         unanswered: of each connection, the addresses of its bodies that are not answered yet, oldest first.
         replies: of each address, the reply maps of each body, in the order in which they left.
         calls: of `handle`, so far.
     """
 
-    def __init__(self, model: StepModel, *, limits: Limits | None = None, **options: Any) -> None:
+    def __init__(
+        self, model: StepModel, *, limits: Limits | None = None, keys: dict[str, Any] | None = None, **options: Any
+    ) -> None:
         self.engine = Engine(model, **options)
         self.limits = limits or Limits()
-        self.core = Core(self.engine, worker="w", version="v", limits=self.limits)
+        self.core = Core(self.engine, worker="w", version="v", limits=self.limits, **keys or {})
+        self.users: dict[bytes, str | None] | None = None if keys is None else {}
         self.unanswered: dict[bytes, deque[Address]] = defaultdict(deque)
         self.replies: dict[Address, list[list[Reply]]] = defaultdict(list)
         self.calls = 0
@@ -41,7 +45,9 @@ class Driver:
         bodies = [body if isinstance(body, bytes | memoryview) else pack(body) for _, body in arrivals]
         for address, _ in arrivals:
             self.unanswered[routing_id(address)].append(address)
-        out = self.core.handle([address for address, _ in arrivals], bodies, self.clock())
+        addresses = [address for address, _ in arrivals]
+        users = None if self.users is None else [self.users[routing_id(address)] for address in addresses]
+        out = self.core.handle(addresses, bodies, self.clock(), users)
         self.calls += 1
         for address, body in out:
             assert self.unanswered[routing_id(address)].popleft() == address  # bodies of a connection leave in their order

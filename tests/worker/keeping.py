@@ -14,6 +14,7 @@ from rnnstream.engine.numbering import Numbering
 from rnnstream.errors import StoreError
 from rnnstream.model.blas import one_thread
 from rnnstream.model.step import StepModel
+from rnnstream.names import Name
 from rnnstream.store.interface import Identity, Opened, Saved, Store, Write
 from rnnstream.store.memory import MemoryStore
 from rnnstream.store.records import unpack_entry
@@ -38,7 +39,7 @@ class Damaged(MemoryStore):
 
     bad: tuple[str, ...] = ()
 
-    def load(self, names: Sequence[str]) -> tuple[list[Saved], list[str]]:
+    def load(self, names: Sequence[Name]) -> tuple[list[Saved], list[Name]]:
         found, _ = super().load(names)
         return [saved for saved in found if saved.name not in self.bad], [s.name for s in found if s.name in self.bad]
 
@@ -84,7 +85,7 @@ class FlakyStore(Store):
         self.writes.append(write)
         return oldest
 
-    def load(self, names: Sequence[str]) -> tuple[list[Saved], list[str]]:
+    def load(self, names: Sequence[Name]) -> tuple[list[Saved], list[Name]]:
         self._call("load")
         return self.inner.load(names)
 
@@ -101,9 +102,9 @@ class FlakyStore(Store):
         if self.next["journal"]:
             self._call("journal")
 
-    def page(self, after: int, scan: int) -> tuple[list[tuple[int, str, float]], int | None]:
+    def page(self, after: int, scan: int, owner: str | None = None) -> tuple[list[tuple[int, Name, float]], int | None]:
         self._call("page")
-        return self.inner.page(after, scan)
+        return self.inner.page(after, scan, owner)
 
 
 class Kept(Driver):

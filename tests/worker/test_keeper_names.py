@@ -24,7 +24,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def few_tombstones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rnnstream.engine.table.TOMBSTONES", 2)
+    monkeypatch.setattr("rnnstream.engine.tombstones.TOMBSTONES", 2)
 
 
 # Names that are forgotten ---------------------------------------------------------------------------------------------

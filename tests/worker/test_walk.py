@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from rnnstream.engine.numbering import Numbering
+from rnnstream.names import named, owner_of
 from rnnstream.wire.limits import Limits
+from rnnstream.worker.queue import routing_id
 from tests.engine.models import HUGE, SPOILED, V, relu
 
 from .driving import Driver, Reply, pack
@@ -29,8 +31,11 @@ Item = dict[Any, Any]
 class Walk:
     """What is sent, and what came back for it."""
 
-    def __init__(self, driver: Driver, seed: int) -> None:
-        self.driver, self.random = driver, random.Random(seed)
+    def __init__(self, driver: Driver, seed: int, owner: str = "") -> None:
+        self.driver, self.random, self.owner = driver, random.Random(seed), owner
+        self.peers = [owner.encode() + peer for peer in PEERS]
+        if driver.users is not None:
+            driver.users |= dict.fromkeys(self.peers, owner)
         self.sent: list[tuple[Any, list[tuple[Item, Reply | None]], bool]] = []  # address, requests, garbage
         self.guess = dict.fromkeys(NAMES, 0)
         self.numbered: dict[tuple[str, str], int] = defaultdict(int)  # requests that wait, by name and producer
@@ -106,7 +111,7 @@ class Walk:
             return item
         if not self.driver.core.waiting:
             self.numbered.clear()
-        known = self.driver.engine.producers(who[0]).get(who[1])
+        known = self.driver.engine.producers(named(self.owner, who[0])).get(who[1])
         self.numbered[who] += 1
         n = (known.last if known else 0) + self.numbered[who]
         if rng.random() < 0.05:
@@ -149,7 +154,7 @@ class Walk:
         return self.send([self.request() for _ in range(count)], rng.choice(GARBAGE) if rng.random() < 0.04 else b"")
 
     def send(self, requests: list[tuple[Item, Reply | None]], garbage: bytes = b"") -> tuple[Any, bytes]:
-        peer, envelope = self.random.choice(PEERS), self.random.choice(ENVELOPES)
+        peer, envelope = self.random.choice(self.peers), self.random.choice(ENVELOPES)
         address: Any = (peer, *envelope) if envelope else peer
         self.sent.append((address, requests, bool(garbage)))
         return address, pack(item for item, _ in requests) + garbage
@@ -160,26 +165,27 @@ class Walk:
         self.driver.finish()
         self.driver.handle(self.send([(self.number(item), None)]))
         self.driver.finish()
-        live = self.driver.engine.sessions()
-        self.snapshots = [self.driver.engine.snapshot(name) for name in live[:3]] or self.snapshots
+        engine = self.driver.engine
+        live = [row for name, row in engine.table.rows.items() if owner_of(name) == self.owner and engine.table.live[row]]
+        self.snapshots = [engine.snapshot_row(row) for row in live[:3]] or self.snapshots
 
-    def run(self, drains: int) -> None:
-        for drain in range(drains):
-            bodies = [self.arrive() for _ in range(self.random.choice([0, 0, 1, 1, 2, 5]))]
-            if self.random.random() < 0.2:
-                bodies = [(address, memoryview(body)) for address, body in bodies]
-            self.driver.handle(*bodies)
-            while self.driver.core.waiting > 500:
-                self.driver.handle()
-            if not drain % 20:
-                self.fork()
-        self.driver.finish()
+    def drain(self, number: int) -> None:
+        """What arrives in one drain."""
+        bodies = [self.arrive() for _ in range(self.random.choice([0, 0, 1, 1, 2, 5]))]
+        if self.random.random() < 0.2:
+            bodies = [(address, memoryview(body)) for address, body in bodies]
+        self.driver.handle(*bodies)
+        while self.driver.core.waiting > 500:
+            self.driver.handle()
+        if not number % 20:
+            self.fork()
 
     def judge(self, oracle: Oracle, allowed: set[str]) -> dict[str, int]:
         """Hold every reply against the oracle; the number of replies of each kind."""
         counts: dict[str, int] = defaultdict(int)
         for address, requests, garbage in self.sent:
             replies = self.driver.replies[address].pop(0)
+            assert not any(other in repr(replies) for other in ("A" * 40, "B" * 40))  # nor do users see keys
             if garbage:
                 assert replies.pop()["error"] == "bad_message"
             busy = {
@@ -200,9 +206,12 @@ class Walk:
                 elif reply.get("error") == "busy":  # said before a closer look was taken
                     assert item["session"] in NAMES
                     error = {"error": "busy"} | {key: echo[key] for key in echo if key in reply}
+                if self.owner and item.get("op") == "stats":
+                    assert set(reply) == {"worker", "open", "tombstones", "waiting"} | item.keys() & {"id"}
+                    continue
                 expected = error if error is not None else oracle.expect(item, reply, len(requests) == 1 and not garbage)
                 assert text(reply) == text(expected), (item, len(counts))
-        assert not any(self.driver.replies.values())
+        assert not any(replies for peer, replies in self.driver.replies.items() if routing_id(peer) in self.peers)
         assert {"busy", "full", "internal", "too_large"} & set(counts) == allowed
         return counts
 
@@ -230,7 +239,9 @@ def test_every_reply_is_the_one_of_a_session_alone(
     model = relu(seed=1, vocabulary=vocabulary)
     driver = drive(model, limits=limits, numbering=Numbering(replies=REPLIES), **options)
     walk = Walk(driver, seed)
-    walk.run(3000)
+    for number in range(3000):
+        walk.drain(number)
+    driver.finish()
     oracle = Oracle(model, replies=REPLIES, explicit_open=driver.engine.explicit_open)
     counts = walk.judge(oracle, allowed)
     assert min(counts.values()) >= 3, counts
@@ -239,3 +250,24 @@ def test_every_reply_is_the_one_of_a_session_alone(
     )
     assert {"step", "open", "reset", "close", "fork", "peek", "snapshot", "restore", "info", "stats", "exists"} <= set(counts)
     assert driver.states() == {name: (t, oracle.states[name].tobytes()) for name, t in oracle.ts.items()}
+
+
+def test_every_reply_is_the_one_of_a_user_alone(drive: Callable[..., Driver]) -> None:
+    """Users with the same names for their sessions, and the same for their producers: nobody notices the others."""
+    model = relu(seed=1)
+    driver = drive(model, keys={}, numbering=Numbering(replies=REPLIES), max_sessions=100)
+    walks = [Walk(driver, seed, owner) for seed, owner in enumerate(["A" * 40, "B" * 40])]
+    for number in range(1500):
+        for walk in walks:
+            walk.drain(number)
+    driver.finish()
+    for walk in walks:
+        oracle = Oracle(model, replies=REPLIES)
+        counts = walk.judge(oracle, set())
+        assert {"again", "gap", "stale", "conflict", "exists", "unknown_session", "fork", "bad_state"} <= set(counts)
+        names = {name: row for name, row in driver.engine.table.rows.items() if owner_of(name) == walk.owner}
+        states = {
+            str(name): (int(driver.engine.table.t[row]), driver.engine.table.states[row].tobytes())
+            for name, row in names.items()
+        }
+        assert states == {name: (t, oracle.states[name].tobytes()) for name, t in oracle.ts.items()}
