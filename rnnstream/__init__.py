@@ -1,12 +1,13 @@
 """rnnstream serves trained recurrent networks one token at a time: the hidden state stays, the bits are exact.
 
-The public names: `load`, `Network`, `StepModel` (models), `Engine` (sessions in process), `Worker` (sessions behind ZeroMQ
-addresses), `Client`, `AsyncClient`, `Prediction` (their other end), and every exception of `rnnstream.errors`.
+The public names: `load`, `Network`, `StepModel` (models), `Engine` (sessions in process), `Worker`, `Quotas` (sessions
+behind ZeroMQ addresses, and what a key may have there), `Client`, `AsyncClient`, `Prediction` (their other end), and every exception of `rnnstream.errors`.
 """
 
 from rnnstream.client import AsyncClient, AsyncSession, Client, Session
 from rnnstream.engine.engine import Engine
 from rnnstream.errors import (
+    BadKey,
     BadMessage,
     BadRequest,
     BadState,
@@ -15,6 +16,7 @@ from rnnstream.errors import (
     Busy,
     Conflict,
     ConnectionFailed,
+    Denied,
     Exists,
     Full,
     Gap,
@@ -36,11 +38,13 @@ from rnnstream.model.file import save
 from rnnstream.model.network import Network
 from rnnstream.model.step import Input, Output, StepModel
 from rnnstream.prediction import Prediction
+from rnnstream.worker.quotas import Quotas
 from rnnstream.worker.worker import Worker
 
 __all__ = [
     "AsyncClient",
     "AsyncSession",
+    "BadKey",
     "BadMessage",
     "BadRequest",
     "BadState",
@@ -50,6 +54,7 @@ __all__ = [
     "Client",
     "Conflict",
     "ConnectionFailed",
+    "Denied",
     "Engine",
     "Exists",
     "Full",
@@ -63,6 +68,7 @@ __all__ = [
     "Output",
     "Prediction",
     "ProtocolError",
+    "Quotas",
     "RequestError",
     "RnnstreamError",
     "Session",

@@ -10,6 +10,7 @@ import click
 from rnnstream.cli.convert import convert
 from rnnstream.cli.feed import feed
 from rnnstream.cli.inspect import inspect
+from rnnstream.cli.keygen import keygen
 from rnnstream.cli.selftest import selftest
 from rnnstream.cli.serve import serve
 from rnnstream.cli.session import session
@@ -40,5 +41,5 @@ def main() -> None:
     """Serve trained recurrent networks one token at a time."""
 
 
-for command in (serve, feed, session, store, convert, inspect, selftest):
+for command in (serve, feed, session, store, keygen, convert, inspect, selftest):
     main.add_command(command)

@@ -35,7 +35,7 @@ TOKENS_TOLD = 512  # between two looks of the progress bar: it costs as much as 
 def feed(
     file: str,
     session: str,
-    connect: str,
+    connect: options.Connect,
     form: str | None,
     follow: bool,
     top: int | None,
@@ -59,14 +59,16 @@ def feed(
 
     With --json or --top there is a line for each token; else one at the end, with the last prediction and the mean surprisal.
     """  # noqa: D301 - click is to see \b as the character: a paragraph that it does not wrap
-    with Client(connect) as client, click.open_file(file, "rb") as opened:
+    with Client(**connect) as client, click.open_file(file, "rb") as opened:
         source = Source(opened, file, follow=follow)
         model = client.hello()["model"]
         form = form or form_for(model)
         if problem := misfit(form, model):
-            raise click.UsageError(f"--as {form} does not go with the model at {connect}: {problem}.")
+            raise click.UsageError(f"--as {form} does not go with the model at {connect['address']}: {problem}.")
         if top and model["output"]["kind"] != "categorical":
-            raise click.UsageError(f"--top does not go with the model at {connect}: its output is {model['output']['kind']}.")
+            raise click.UsageError(
+                f"--top does not go with the model at {connect['address']}: its output is {model['output']['kind']}."
+            )
         show: Show | None = show_json if as_json else show_line if top else None
         feeder = Feeder(
             client.session(session), model, form=form, source=source.name, want=top or "argmax", skip_unknown=skip_unknown

@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 from rnnstream.client.call import Call
 from rnnstream.client.core import Core
 from rnnstream.client.link import Link
-from rnnstream.client.plans import Pages, Plan, Stream, is_sequence
+from rnnstream.client.plans import AllPages, Pages, Plan, Stream, is_sequence
 from rnnstream.client.token import Token
+from rnnstream.keys import KeyPath
+from rnnstream.names import Name, Owned
 from rnnstream.prediction import Prediction
 
 T = TypeVar("T")
@@ -29,22 +31,26 @@ class AsyncClient:
     Args:
         address: a ZeroMQ endpoint, such as "tcp://127.0.0.1:5555".
         timeout_s: how long each message is waited for, with all its repetitions, in seconds above 0.
+        server_key: the path of the worker's public key file, as in `Client`.
+        client_key: the path of this client's secret key file, as in `Client`.
 
     Raises:
-        ValueError: the timeout is not above 0.
+        ValueError: the timeout is not above 0, or one key is given without the other.
     """
 
-    def __init__(self, address: str, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, address: str, timeout_s: float = 10.0, *, server_key: KeyPath | None = None, client_key: KeyPath | None = None
+    ) -> None:
         self._core = Core(address, timeout_s, secrets.token_urlsafe(16))
-        self._link = Link(address)
+        self._link = Link(address, server_key=server_key, client_key=client_key)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiters: dict[int, asyncio.Future[None]] = {}  # by id of the call
         self._timer: asyncio.TimerHandle | None = None
         self._watched = -1  # the descriptor that the loop watches
 
-    def session(self, name: str) -> AsyncSession:
-        """The session of this name; asks nobody, so that it may or may not exist."""
-        return AsyncSession(self, name)
+    def session(self, name: str, *, owner: str | None = None) -> AsyncSession:
+        """The session of this name; asks nobody, so that it may or may not exist. For `owner` see `Client.session`."""
+        return AsyncSession(self, name, owner=owner)
 
     async def hello(self) -> dict[str, Any]:
         """Who is there: protocol, version, limits and model, as docs/protocol.md lists them."""
@@ -61,6 +67,10 @@ class AsyncClient:
     def sessions(self, prefix: str = "") -> AsyncIterator[str]:
         """The names of the sessions that begin with `prefix`, in no given order; asked for a page at a time."""
         return self._follow(Pages(self._core, prefix), _taker(()))
+
+    def all_sessions(self, prefix: str = "") -> AsyncIterator[tuple[str, str]]:
+        """The owner and the name of everybody's sessions; see `Client.all_sessions`."""
+        return self._follow(AllPages(self._core, prefix), _taker(()))
 
     async def close(self) -> None:
         """Close the connection; tasks that still wait get `ConnectionFailed`. Can be called again."""
@@ -174,7 +184,7 @@ class AsyncClient:
     def _expire(self) -> None:
         assert self._loop is not None
         self._drain()  # what has come in time counts, even if the loop was held up
-        self._wake(self._core.expire(self._loop.time()))
+        self._wake(self._core.expire(self._loop.time(), self._link.trouble()))
         self._renew()
 
     def _on_timer(self) -> None:
@@ -200,16 +210,19 @@ class AsyncSession:
 
     Attributes:
         name: of the session.
+        owner: its owner's public key, where it is somebody else's; None for one's own.
     """
 
-    def __init__(self, client: AsyncClient, name: str) -> None:
+    def __init__(self, client: AsyncClient, name: str, *, owner: str | None = None) -> None:
         self._client = client
         self._core = client._core
+        self._full: Name = name if owner is None else Owned(owner, name)
         self.name = name
+        self.owner = owner
 
     async def step(self, x: Token, *, want: str | int = "argmax", surprisal: bool = False, t: int | None = None) -> Prediction:
         """Send one token and wait for what the network says after it; see `Session.step`."""
-        return await self._client._ask(lambda: self._core.step(self.name, x, want, surprisal, t))
+        return await self._client._ask(lambda: self._core.step(self._full, x, want, surprisal, t))
 
     def stream(
         self,
@@ -224,49 +237,49 @@ class AsyncSession:
         Asynchronous iterators are live, as plain ones are; the next of a plain one is taken in the event loop, so it
             must not block.
         """
-        plan = Stream(self._core, self.name, want=want, surprisal=surprisal, live=not is_sequence(tokens), window=window)
+        plan = Stream(self._core, self._full, want=want, surprisal=surprisal, live=not is_sequence(tokens), window=window)
         return self._client._follow(plan, _taker(tokens))
 
     async def feed(
         self, tokens: Iterable[Token] | AsyncIterable[Token], *, want: str | int = "argmax", surprisal: bool = False
     ) -> Prediction:
         """Send many tokens, return the prediction after the last, the only one computed; see `Session.feed`."""
-        plan = Stream(self._core, self.name, want=want, surprisal=surprisal, live=False, only_last=True)
+        plan = Stream(self._core, self._full, want=want, surprisal=surprisal, live=False, only_last=True)
         [last] = [prediction async for prediction in self._client._follow(plan, _taker(tokens))]
         return last
 
     async def info(self) -> dict[str, Any]:
         """Its t, age, idle time and more; see `Session.info`."""
-        return await self._client._ask(lambda: self._core.info(self.name))
+        return await self._client._ask(lambda: self._core.info(self._full))
 
     async def peek(self, xs: Iterable[Token], *, want: str | int = "argmax", surprisal: bool = False) -> list[Prediction]:
         """The predictions as if these tokens came next; the session does not move; see `Session.peek`."""
-        return await self._client._ask(lambda: self._core.peek(self.name, xs, want, surprisal))
+        return await self._client._ask(lambda: self._core.peek(self._full, xs, want, surprisal))
 
     async def open(self, state: bytes | None = None, *, t: int | None = None) -> None:
         """Create it, at its initial state or from a snapshot; see `Session.open`."""
-        await self._client._ask(lambda: self._core.change("open", self.name, t, state=state))
+        await self._client._ask(lambda: self._core.change("open", self._full, t, state=state))
 
     async def reset(self, *, t: int | None = None) -> None:
         """Put it at its initial state, step 0; creates it where there is none; see `Session.reset`."""
-        await self._client._ask(lambda: self._core.change("reset", self.name, t))
+        await self._client._ask(lambda: self._core.change("reset", self._full, t))
 
     async def fork(self, to: str, *, t: int | None = None) -> AsyncSession:
         """Copy it to a new name, and return the copy; see `Session.fork`."""
-        await self._client._ask(lambda: self._core.fork(self.name, to, t))
+        await self._client._ask(lambda: self._core.fork(self._full, to, t))
         return self._client.session(to)
 
     async def snapshot(self) -> bytes:
         """Its state as bytes; see `Session.snapshot`."""
-        return await self._client._ask(lambda: self._core.snapshot(self.name))
+        return await self._client._ask(lambda: self._core.snapshot(self._full))
 
     async def restore(self, state: bytes, *, t: int | None = None) -> None:
         """Put it, which is open, into the state of a snapshot; see `Session.restore`."""
-        await self._client._ask(lambda: self._core.change("restore", self.name, t, state=state))
+        await self._client._ask(lambda: self._core.change("restore", self._full, t, state=state))
 
     async def close(self, *, t: int | None = None) -> None:
         """Forget its state; see `Session.close`."""
-        await self._client._ask(lambda: self._core.change("close", self.name, t))
+        await self._client._ask(lambda: self._core.change("close", self._full, t))
 
 
 def _taker(source: Iterable[Any] | AsyncIterable[Any]) -> Take:

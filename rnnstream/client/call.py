@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from rnnstream.errors import RequestError, RnnstreamError
+from rnnstream.names import Name, Owned
 from rnnstream.wire import requests
 
 T = TypeVar("T")
@@ -32,9 +33,10 @@ class Call(Generic[T]):
         id: a running number, in the order in which calls are made.
         requests: its maps, in order.
         packed: the same as bytes, one for each; what numbers them is added when they are sent.
-        session: the name in its maps, or None.
+        session: the name in its maps, or None; with the owner, where one is given: that is another session.
         op: of its maps.
-        numbered: whether its requests take numbers.
+        changes: whether its requests may change a session.
+        numbered: whether they take numbers. Those to somebody else's session do not: they would enrol a producer there.
         chain: the chain that it is part of, or None.
         n: the number of its first request; 0 while it has none.
         wire: the `id` that its last sending carries; each sending has a larger one.
@@ -51,6 +53,7 @@ class Call(Generic[T]):
     __slots__ = (
         "_read",
         "chain",
+        "changes",
         "deadline",
         "done",
         "error",
@@ -75,9 +78,12 @@ class Call(Generic[T]):
         self.id = id
         self.requests = maps
         self.packed = [requests.encode([request]) for request in maps]
-        self.session: str | None = maps[0].get("session")
+        self.session: Name | None = maps[0].get("session")
         self.op: str = maps[0].get("op", "step")
-        self.numbered = "n" in requests.OPS[self.op]
+        self.changes = self.numbered = "n" in requests.OPS[self.op]
+        if "owner" in maps[0]:
+            self.session = Owned(maps[0]["owner"], maps[0]["session"])
+            self.numbered = False
         self.chain = chain
         self.n = self.wire = self.sends = 0
         self.flying = self.loose = self.done = False

@@ -20,7 +20,9 @@ from rnnstream.client.call import Call
 from rnnstream.client.delivery import Delivery
 from rnnstream.client.token import read_prediction, wire_token
 from rnnstream.errors import ProtocolError
+from rnnstream.names import Name, Owned
 from rnnstream.prediction import Prediction
+from rnnstream.wire import requests
 from rnnstream.wire.limits import PROTOCOL
 
 _LIMITS = ("frame_bytes", "frame_requests", "waiting", "reply_bytes", "replies")  # those that this client keeps to
@@ -30,7 +32,7 @@ class Core(Delivery):
     """The operations of a client; each makes a call. For the arguments see `Delivery`."""
 
     def step(
-        self, session: str, x: object, want: str | int = "argmax", surprisal: bool = False, t: int | None = None
+        self, session: Name, x: object, want: str | int = "argmax", surprisal: bool = False, t: int | None = None
     ) -> Call[Prediction]:
         """One token; raises `BadToken` where it cannot be written."""
         request = step_keys(session, want, surprisal)
@@ -39,7 +41,7 @@ class Core(Delivery):
             request["t"] = t
         return self.ask([request], read_prediction)
 
-    def change(self, op: str, session: str, t: int | None = None, **keys: Any) -> Call[None]:
+    def change(self, op: str, session: Name, t: int | None = None, **keys: Any) -> Call[None]:
         """`open`, `reset`, `restore` or `close`: an operation that changes a session and has nothing to tell.
 
         Args:
@@ -49,26 +51,26 @@ class Core(Delivery):
             keys: further keys; those that are None are left out.
         """
         keys["t"] = t
-        request = {"op": op, "session": session, **{key: value for key, value in keys.items() if value is not None}}
+        request = {"op": op, **session_keys(op, session), **{key: value for key, value in keys.items() if value is not None}}
         return self.ask([request], lambda reply: None)
 
-    def fork(self, session: str, to: str, t: int | None = None) -> Call[None]:
+    def fork(self, session: Name, to: str, t: int | None = None) -> Call[None]:
         """Copy a session to a new name."""
-        request: dict[str, Any] = {"op": "fork", "session": session, "to": to}
+        request: dict[str, Any] = {"op": "fork", **session_keys("fork", session), "to": to}
         return self.ask([request if t is None else {**request, "t": t}], lambda reply: self._lanes.lane(to).expect())
 
-    def peek(self, session: str, xs: Iterable[object], want: str | int, surprisal: bool) -> Call[list[Prediction]]:
+    def peek(self, session: Name, xs: Iterable[object], want: str | int, surprisal: bool) -> Call[list[Prediction]]:
         """What would come back for these tokens; raises `BadToken` where one cannot be written."""
         keys = step_keys(session, want, surprisal)
         return self.ask([{"op": "peek", **keys, "xs": [wire_token(x) for x in xs]}], _read_peek)
 
-    def snapshot(self, session: str) -> Call[bytes]:
+    def snapshot(self, session: Name) -> Call[bytes]:
         """The state of a session as bytes."""
-        return self.ask([{"op": "snapshot", "session": session}], _read_state)
+        return self.ask([{"op": "snapshot", **session_keys("snapshot", session)}], _read_state)
 
-    def info(self, session: str) -> Call[dict[str, Any]]:
+    def info(self, session: Name) -> Call[dict[str, Any]]:
         """What the worker knows of a session."""
-        return self.ask([{"op": "info", "session": session}], _without_id)
+        return self.ask([{"op": "info", **session_keys("info", session)}], _without_id)
 
     def ping(self) -> Call[dict[str, Any]]:
         """Whether the worker still steps."""
@@ -101,9 +103,22 @@ class Core(Delivery):
         return dict(self.hello)
 
 
-def step_keys(session: str, want: str | int, surprisal: bool) -> dict[str, Any]:
+def session_keys(op: str, session: Name) -> dict[str, Any]:
+    """The keys that name a session: with its owner where one is given, and be it "", nobody.
+
+    Raises:
+        ValueError: this operation is for one's own sessions only.
+    """
+    if not isinstance(session, Owned):
+        return {"session": session}
+    if "owner" not in requests.OPS[op]:
+        raise ValueError(f"{session.name!r:.60} is somebody else's session: an admin has its info and close, and nothing else.")
+    return {"session": session.name, "owner": session.owner}
+
+
+def step_keys(session: Name, want: str | int, surprisal: bool) -> dict[str, Any]:
     """The keys of a step but its token; those that have their default are left out."""
-    keys: dict[str, Any] = {"session": session}
+    keys = session_keys("step", session)
     if want != "argmax":
         keys["want"] = want
     if surprisal:

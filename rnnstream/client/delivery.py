@@ -61,6 +61,7 @@ class Delivery:
         self._made = 0  # id of the last call
         self._sent = 0  # `wire` of the last sending
         self._patience = Patience()
+        self._trouble, self._trouble_at = "", -math.inf  # what the transport knew last of why nothing comes
         self._renew = False
         self.closed = False
 
@@ -173,14 +174,20 @@ class Delivery:
         due = self.deadline()
         return due is not None and due <= now
 
-    def expire(self, now: float) -> list[Call[Any]]:
+    def expire(self, now: float, trouble: str = "") -> list[Call[Any]]:
         """Do what is due: give up calls that have waited too long, make a silent connection anew, try again.
 
         Time in which nobody looked (between when this was due and `now`) does not count as waiting.
 
+        Args:
+            now: the time.
+            trouble: why nothing comes, as the end of a sentence, where the transport can tell.
+
         Returns:
             The calls that are done by it; none where nothing is due.
         """
+        if trouble:
+            self._trouble, self._trouble_at = trouble, now
         due = self.deadline()
         if due is None or now < due:
             return []
@@ -210,10 +217,14 @@ class Delivery:
         largest = sum(map(len, call.packed))
         if largest > Limits.frame_bytes:
             hint += f" It had {largest} bytes; a worker cuts the connection at more than its limits.frame_bytes."
-        text = f"No reply from {self.address} within {self.timeout_s:g} s."
-        if self._patience.heard_at == -math.inf:
+        text = f"No reply from {self.address} within {self.timeout_s:g} s"
+        if self._trouble_at > self._patience.heard_at:
+            text += f": {self._trouble}."
+        elif self._patience.heard_at == -math.inf:
             text = f"Nobody has answered at {self.address} within {self.timeout_s:g} s; is a worker running there?"
-        return NoReply(f"{text}{' ' + _UNKNOWN if call.numbered else ''}{hint}")
+        else:
+            text += "."
+        return NoReply(f"{text}{' ' + _UNKNOWN if call.changes else ''}{hint}")
 
     def give_up(self, call: Call[Any]) -> None:
         """Nobody waits for this call any more: it is not sent, or its reply is dropped. No-op on a done call."""
@@ -236,7 +247,7 @@ class Delivery:
         """Take no more calls; those under way are done, with an error, and returned. Can be called again."""
         done = list(self._pending)
         for call in done:  # an exception each: they are raised in different places
-            call.fail(ConnectionFailed(f"The client of {self.address} was closed.{' ' + _UNKNOWN if call.numbered else ''}"))
+            call.fail(ConnectionFailed(f"The client of {self.address} was closed.{' ' + _UNKNOWN if call.changes else ''}"))
         self._pending.clear()
         self._flight.clear()
         self._new.clear()

@@ -21,6 +21,7 @@ import msgpack
 
 from rnnstream.client.call import Call
 from rnnstream.errors import NoReply, SessionLost
+from rnnstream.names import Name
 
 LATER = ("busy", "store_error")  # not now; the same again after `retry_after_ms`
 RETRY_MS = 50  # where a worker does not say when
@@ -68,7 +69,7 @@ class Lane:
         "waiting",
     )
 
-    def __init__(self, name: str | None, producer: str) -> None:
+    def __init__(self, name: Name | None, producer: str) -> None:
         self.name = name
         self.waiting: list[Call[Any]] = []  # lists: an empty deque has 600 bytes, and a client may know many sessions
         self.sent: list[Call[Any]] = []

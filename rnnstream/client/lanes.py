@@ -6,12 +6,13 @@ from collections import OrderedDict
 from itertools import islice
 
 from rnnstream.client.lane import Lane
+from rnnstream.names import Name
 
 LANES = 1 << 16  # sessions that are remembered: 32 MB. Forgotten earlier, one in steady use would wear out producer ids
 LOOKED_AT = 16  # of those, for some to forget, when another one comes
 
 
-class Lanes(OrderedDict[str | None, Lane]):
+class Lanes(OrderedDict[Name | None, Lane]):
     """The lanes by the names of their sessions, in the order in which they were made, or last found to be in use.
 
     Args:
@@ -23,7 +24,7 @@ class Lanes(OrderedDict[str | None, Lane]):
         self._producer = producer
         self._further = 0  # ids that were made from it
 
-    def lane(self, session: str | None) -> Lane:
+    def lane(self, session: Name | None) -> Lane:
         """The lane of this session; where it is made, idle ones are forgotten to make room, if they are soon found."""
         lane = self.get(session)
         if lane is None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
 
 import zmq
 
+from rnnstream import keys
+from rnnstream.client import handshakes
 from rnnstream.errors import ConnectionFailed
 
 _OPTIONS = {
@@ -31,12 +34,24 @@ class Link:
 
     Args:
         address: a ZeroMQ endpoint such as "tcp://127.0.0.1:5555".
+        server_key: path of the worker's key file; None: no encryption.
+        client_key: path of the client's secret key file; both or none.
+
+    Raises:
+        ValueError: one key is given without the other.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, server_key: keys.KeyPath | None = None, client_key: keys.KeyPath | None = None) -> None:
+        if (server_key is None) != (client_key is None):
+            given, other = ("server_key", "client_key") if client_key is None else ("client_key", "server_key")
+            raise ValueError(f"{given} is given without {other}; a connection with keys needs both.")
         self._address = address
+        self._files = None if server_key is None or client_key is None else (server_key, client_key)
+        self._curve: dict[int, bytes] = {}  # socket options: read once, at the first connection
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._handshakes = handshakes.Handshakes()
         self._pid = os.getpid()
 
     def open(self) -> bool:
@@ -46,6 +61,7 @@ class Link:
             Whether the socket is new.
 
         Raises:
+            BadKey: a key file cannot be used.
             ConnectionFailed: the address is no endpoint that can be connected to.
             RuntimeError: it was made in another process, from which this one was forked; both would number as one producer.
         """
@@ -53,24 +69,30 @@ class Link:
             raise RuntimeError(f"This client belongs to process {self._pid}; after a fork, make a new one in the child.")
         if self._socket is not None:
             return False
+        if self._files is not None and not self._curve:
+            self._curve = _read(*self._files)
         if self._context is None:
             self._context = zmq.Context()
         socket = self._context.socket(zmq.DEALER)
         try:
-            for option, value in _OPTIONS.items():
+            for option, value in (_OPTIONS | self._curve).items():
                 socket.setsockopt(option, value)
             if "[" in self._address:
                 socket.setsockopt(zmq.IPV6, 1)  # off by default; a name may then resolve to an address that nobody serves
+            if self._curve:
+                self._monitor = socket.get_monitor_socket(handshakes.EVENTS)
             socket.connect(self._address)
         except (zmq.ZMQError, TypeError) as problem:
-            socket.close()
+            self._socket = socket
+            self.drop()
             raise ConnectionFailed(f"Cannot connect to {self._address!r:.200}: {problem}.") from None
         self._socket = socket
         return True
 
     def send(self, body: bytes) -> None:
-        """Hand a body to libzmq; never blocks."""
-        self._live().send(body, zmq.DONTWAIT)
+        """Hand a body to libzmq; never blocks. It may go nowhere, as over a connection that is lost."""
+        with contextlib.suppress(zmq.Again):  # libzmq has given the connection up, for the peer refused the handshake
+            self._live().send(body, zmq.DONTWAIT)
 
     def receive(self, timeout_s: float) -> bytes | None:
         """The next body, or None if none comes within this time; 0 or less: none that is there already."""
@@ -90,11 +112,40 @@ class Link:
         """Whether a body is there. To be asked after each send, which may swallow the descriptor's signal."""
         return bool(int(self._live().getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
+    def trouble(self) -> str:
+        """Why no connection comes about, as far as that can be told, as the end of a sentence; else "".
+
+        To be asked when nothing has come for a while.
+        """
+        self._look()
+        # A socket takes nothing when libzmq has given up: what listens there uses another security mechanism.
+        if self._socket is not None and not self._curve and not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
+            return handshakes.NO_KEYS
+        return self._handshakes.trouble()
+
+    def _look(self) -> None:
+        """Read what the monitor has seen since the last time.
+
+        Where nobody looks, the monitor holds 2,000 events, and then stops libzmq's thread: no harm, for it serves this socket
+            alone, and only handshakes that fail make so many.
+        """
+        if self._monitor is not None:
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    self._handshakes.take(self._monitor.recv_multipart(zmq.DONTWAIT)[0])
+
     def drop(self) -> None:
         """Close the socket, if there is one, with all that it holds unsent or unread."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._socket is None:
+            return
+        if self._monitor is not None:
+            if os.getpid() == self._pid:  # in a forked child, it is the parent's
+                self._look()  # or disable_monitor would wait for ever for a thread that has been stopped by unread events
+                self._socket.disable_monitor()
+            self._monitor.close()
+            self._monitor = None
+        self._socket.close()
+        self._socket = None
 
     def close(self) -> None:
         """Close socket and context. Can be called again, and in a forked child, where it leaves the parent's alone."""
@@ -106,6 +157,13 @@ class Link:
     def _live(self) -> zmq.Socket[bytes]:
         assert self._socket is not None, "open() comes first"
         return self._socket
+
+
+def _read(server_key: keys.KeyPath, client_key: keys.KeyPath) -> dict[int, bytes]:
+    """The keys as options of a socket."""
+    public, secret = keys.read_pair(client_key)
+    texts = {zmq.CURVE_SERVERKEY: keys.read_public(server_key), zmq.CURVE_PUBLICKEY: public, zmq.CURVE_SECRETKEY: secret}
+    return {option: text.encode() for option, text in texts.items()}
 
 
 class Alone:

@@ -22,6 +22,7 @@ from rnnstream.client.call import Call, Chain
 from rnnstream.client.core import Core, step_keys
 from rnnstream.client.token import read_prediction, wire_token
 from rnnstream.errors import BadToken, ProtocolError, RequestError
+from rnnstream.names import Name
 from rnnstream.prediction import Prediction
 
 T = TypeVar("T")
@@ -98,7 +99,7 @@ class Stream(_Calls[Prediction]):
     def __init__(
         self,
         core: Core,
-        session: str,
+        session: Name,
         *,
         want: str | int,
         surprisal: bool,
@@ -204,12 +205,12 @@ class Stream(_Calls[Prediction]):
             raise call.error
 
 
-class Pages(_Calls[str]):
-    """The names of the sessions that begin with a prefix, page after page."""
+class _Listing(_Calls[T]):
+    """A listing of sessions, page after page."""
 
-    def __init__(self, core: Core, prefix: str) -> None:
+    def __init__(self, core: Core, **keys: Any) -> None:
         super().__init__(core)
-        self._next: dict[str, Any] | None = {"op": "sessions", "prefix": prefix}
+        self._next: dict[str, Any] | None = {"op": "sessions", **keys}
 
     def room(self) -> int:
         """See `Plan`; it takes no tokens."""
@@ -224,29 +225,54 @@ class Pages(_Calls[str]):
             self._calls.append(self._core.ask([self._next], dict))
         return self._calls[0] if self._calls else None
 
-    def results(self) -> Iterator[str]:
-        """See `Plan`."""
+    def _page(self) -> dict[str, Any]:
+        """The page that has come; the next one is to be asked for, if there is one."""
         call = self._calls.popleft()
         request, self._next = call.requests[0], None
-        page = call.result()
+        page: dict[str, Any] = call.result()
         if page.get("next") is not None:
             self._next = {**request, "after": page["next"]}
-        names = page.get("sessions")
-        if type(names) is not list:
+        if type(page.get("sessions")) is not list:
             raise ProtocolError(f"{self._core.address} answered a listing without sessions; is this an rnnstream worker?")
-        yield from names
+        return page
 
 
-def _request_bytes(session: str, model: dict[str, Any]) -> int:
+class Pages(_Listing[str]):
+    """The names of the sessions that begin with a prefix."""
+
+    def __init__(self, core: Core, prefix: str) -> None:
+        super().__init__(core, prefix=prefix)
+
+    def results(self) -> Iterator[str]:
+        """See `Plan`."""
+        yield from self._page()["sessions"]
+
+
+class AllPages(_Listing[tuple[str, str]]):
+    """The owners and names of everybody's sessions that begin with a prefix."""
+
+    def __init__(self, core: Core, prefix: str) -> None:
+        super().__init__(core, prefix=prefix, all=True)
+
+    def results(self) -> Iterator[tuple[str, str]]:
+        """See `Plan`."""
+        page = self._page()
+        owners = page.get("owners")
+        if type(owners) is not list or len(owners) != len(page["sessions"]):
+            raise ProtocolError(f"{self._core.address} did not answer a listing with an owner for each session.")
+        yield from zip(owners, page["sessions"], strict=True)
+
+
+def _request_bytes(session: Name, model: dict[str, Any]) -> int:
     """About how many bytes a step's request has, rather too many."""
     row = 4 * model["input"]["size"] if model["input"].get("kind") == "dense" else 0
-    return _OVERHEAD + 4 * len(session) + row  # a character has at most 4 bytes of UTF-8, a number of a row 4
+    return _OVERHEAD + 4 * len(str(session)) + row  # a character has at most 4 bytes of UTF-8, a number of a row 4
 
 
-def _reply_bytes(session: str, want: str | int, model: dict[str, Any]) -> int:
+def _reply_bytes(session: Name, want: str | int, model: dict[str, Any]) -> int:
     """About how many bytes the reply to a step has, rather too many."""
     row = 4 * model["output"]["size"]
-    size = _OVERHEAD + 4 * len(session)
+    size = _OVERHEAD + 4 * len(str(session))
     if want in ("probs", "logits"):
         size += row
     elif type(want) is int:

@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 from rnnstream.client.call import Call
 from rnnstream.client.core import Core
 from rnnstream.client.link import Alone, Link
-from rnnstream.client.plans import Pages, Plan, Stream, is_sequence
+from rnnstream.client.plans import AllPages, Pages, Plan, Stream, is_sequence
 from rnnstream.client.token import Token
+from rnnstream.keys import KeyPath
+from rnnstream.names import Name, Owned
 from rnnstream.prediction import Prediction
 
 T = TypeVar("T")
@@ -34,26 +36,40 @@ class Client:
       is `Stale`: the request counted, but the worker no longer keeps its reply. `Busy` comes only when the worker was
       busy for the whole timeout.
     * `NoReply`: no answer came in time. The client has stopped sending the request; what is on its way may still count.
-      `Session.info` tells the session's t.
+      `Session.info` tells the session's t. Where the keys do not fit, it is all that comes; the sentence says so.
     * `SessionLost`: the worker has no session any more that this client has fed, or none that it knows to be the same; it
       was restarted without a store, for instance. The request has not counted, unless the message says that the session
       was opened anew. The client can go on: with `Session.reset`, `open`, or simply a token.
     * `ProtocolError`: what answers is no rnnstream worker.
+    * `BadKey`: a key file cannot be used; only before the first connection, when both are read, once.
 
     Args:
         address: a ZeroMQ endpoint, such as "tcp://127.0.0.1:5555".
         timeout_s: how long each message is waited for, with all its repetitions, in seconds above 0; else `ValueError`.
+        server_key: for a worker with keys, the path of its public key file. All is encrypted then, and nothing is said to a
+            worker that does not have the secret half.
+        client_key: the path of this client's secret key file, by whose key the worker knows it. A path, and not the key
+            itself, as for `server_key`; one without the other is a `ValueError`.
     """
 
-    def __init__(self, address: str, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, address: str, timeout_s: float = 10.0, *, server_key: KeyPath | None = None, client_key: KeyPath | None = None
+    ) -> None:
         self._core = Core(address, timeout_s, secrets.token_urlsafe(16))
-        self._link = Link(address)
+        self._link = Link(address, server_key=server_key, client_key=client_key)
         self._alone = Alone()
         self._left: deque[Plan[Any]] = deque()  # to be abandoned: a generator may end anywhere, at the collector's whim
 
-    def session(self, name: str) -> Session:
-        """The session of this name; asks nobody, so that it may or may not exist."""
-        return Session(self, name)
+    def session(self, name: str, *, owner: str | None = None) -> Session:
+        """The session of this name; asks nobody, so that it may or may not exist.
+
+        Args:
+            name: of the session.
+            owner: for an admin of a worker with keys: whose session it is, by the public key (40 characters), or "" if it is
+                nobody's, as `all_sessions` tells. Such a session has `info` and `close`; all else is a `ValueError`. None: it
+                is one's own.
+        """
+        return Session(self, name, owner=owner)
 
     def hello(self) -> dict[str, Any]:
         """Who is there: protocol, version, limits and model, as docs/protocol.md lists them."""
@@ -70,6 +86,13 @@ class Client:
     def sessions(self, prefix: str = "") -> Iterator[str]:
         """The names of the sessions that begin with `prefix`, in no given order; asked for a page at a time."""
         return self._follow(Pages(self._core, prefix), ())
+
+    def all_sessions(self, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """The owner and the name of everybody's sessions, as `sessions` lists one's own; `Denied` to whoever is no admin.
+
+        An owner is a public key, or "" where a session is nobody's.
+        """
+        return self._follow(AllPages(self._core, prefix), ())
 
     def close(self) -> None:
         """Close the connection; what is under way is not waited for. Can be called again."""
@@ -131,7 +154,7 @@ class Client:
 
     def _take(self, body: bytes | None) -> None:
         core, now = self._core, time.monotonic()
-        core.expire(now) if body is None else core.received(body, now)
+        core.expire(now, self._link.trouble()) if body is None else core.received(body, now)
         if core.take_renewal():
             self._link.drop()
 
@@ -143,12 +166,15 @@ class Session:
 
     Attributes:
         name: of the session.
+        owner: its owner's public key, where it is somebody else's; None for one's own.
     """
 
-    def __init__(self, client: Client, name: str) -> None:
+    def __init__(self, client: Client, name: str, *, owner: str | None = None) -> None:
         self._client = client
         self._core = client._core
+        self._full: Name = name if owner is None else Owned(owner, name)
         self.name = name
+        self.owner = owner
 
     def step(self, x: Token, *, want: str | int = "argmax", surprisal: bool = False, t: int | None = None) -> Prediction:
         """Send one token and wait for what the network says after it.
@@ -166,7 +192,7 @@ class Session:
             NoReply: the token is not sent any more, and may still count; `info` tells the session's t.
             SessionLost: the worker no longer has the session that this client was feeding; see `Client`.
         """
-        return self._client._ask(lambda: self._core.step(self.name, x, want, surprisal, t))
+        return self._client._ask(lambda: self._core.step(self._full, x, want, surprisal, t))
 
     def stream(
         self, tokens: Iterable[Token], *, want: str | int = "argmax", surprisal: bool = False, window: int | None = None
@@ -195,7 +221,7 @@ class Session:
             NoReply: the tokens in flight are not sent any more, and may still count.
             SessionLost: as in `step`, at the place of its token.
         """
-        plan = Stream(self._core, self.name, want=want, surprisal=surprisal, live=not is_sequence(tokens), window=window)
+        plan = Stream(self._core, self._full, want=want, surprisal=surprisal, live=not is_sequence(tokens), window=window)
         return self._client._follow(plan, tokens)
 
     def feed(self, tokens: Iterable[Token], *, want: str | int = "argmax", surprisal: bool = False) -> Prediction:
@@ -214,13 +240,13 @@ class Session:
             RequestError: the first that came; no token behind it counts. `Stale` only where the last token's reply is gone.
             NoReply, SessionLost: as in `stream`; how many of the tokens counted is not known.
         """
-        plan = Stream(self._core, self.name, want=want, surprisal=surprisal, live=False, only_last=True)
+        plan = Stream(self._core, self._full, want=want, surprisal=surprisal, live=False, only_last=True)
         [last] = self._client._follow(plan, tokens)
         return last
 
     def info(self) -> dict[str, Any]:
         """Its t, age, idle time and more, as docs/protocol.md lists them; `UnknownSession` where there is none."""
-        return self._client._ask(lambda: self._core.info(self.name))
+        return self._client._ask(lambda: self._core.info(self._full))
 
     def peek(self, xs: Iterable[Token], *, want: str | int = "argmax", surprisal: bool = False) -> list[Prediction]:
         """What the network would say after each of these tokens if they came next; the session does not move.
@@ -238,7 +264,7 @@ class Session:
             UnknownSession: there is no such session.
         """
         some = list(xs)  # making them may use the client
-        return self._client._ask(lambda: self._core.peek(self.name, some, want, surprisal))
+        return self._client._ask(lambda: self._core.peek(self._full, some, want, surprisal))
 
     def open(self, state: bytes | None = None, *, t: int | None = None) -> None:
         """Create it, at its initial state or from a snapshot.
@@ -251,7 +277,7 @@ class Session:
             Exists: it is open already.
             BadState: the snapshot is damaged, or of another model.
         """
-        self._client._ask(lambda: self._core.change("open", self.name, t, state=state))
+        self._client._ask(lambda: self._core.change("open", self._full, t, state=state))
 
     def reset(self, *, t: int | None = None) -> None:
         """Put it at its initial state, step 0; creates it where there is none.
@@ -259,7 +285,7 @@ class Session:
         Args:
             t: only if this is the step count that the session is to have next, as for a step; else `Conflict`.
         """
-        self._client._ask(lambda: self._core.change("reset", self.name, t))
+        self._client._ask(lambda: self._core.change("reset", self._full, t))
 
     def fork(self, to: str, *, t: int | None = None) -> Session:
         """Copy it, as it is now, to a new name; the two then go their own ways.
@@ -275,12 +301,12 @@ class Session:
             Exists: a session of that name is open.
             UnknownSession: there is no session to copy.
         """
-        self._client._ask(lambda: self._core.fork(self.name, to, t))
+        self._client._ask(lambda: self._core.fork(self._full, to, t))
         return self._client.session(to)
 
     def snapshot(self) -> bytes:
         """Its state as bytes, for `open` and `restore`; raises `UnknownSession` where there is none."""
-        return self._client._ask(lambda: self._core.snapshot(self.name))
+        return self._client._ask(lambda: self._core.snapshot(self._full))
 
     def restore(self, state: bytes, *, t: int | None = None) -> None:
         """Put it, which is open, into the state and step count of a snapshot; changes nothing where that fails.
@@ -293,8 +319,12 @@ class Session:
             BadState: the snapshot is damaged, or of another model.
             UnknownSession: there is no such session; see `open`.
         """
-        self._client._ask(lambda: self._core.change("restore", self.name, t, state=state))
+        self._client._ask(lambda: self._core.change("restore", self._full, t, state=state))
 
     def close(self, *, t: int | None = None) -> None:
-        """Forget its state; steps get `UnknownSession` for a while, until a `reset` or `open`. For `t` see `reset`."""
-        self._client._ask(lambda: self._core.change("close", self.name, t))
+        """Forget its state; steps get `UnknownSession` for a while, until a `reset` or `open`. For `t` see `reset`.
+
+        Somebody else's is closed without a number. Where the reply to that is lost, `UnknownSession` with `why` "closed" may
+        come of this very close.
+        """
+        self._client._ask(lambda: self._core.change("close", self._full, t))

@@ -3,13 +3,23 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rnnstream.client import AsyncClient, AsyncSession, Client
 
+from .curve import CurveToy
 from .toy import ToyWorker
+
+
+@pytest.fixture
+def curve(tmp_path: Path) -> Iterator[CurveToy]:
+    toy = CurveToy(tmp_path)
+    toy.start()
+    yield toy
+    toy.stop()
 
 
 @pytest.fixture
@@ -60,9 +70,9 @@ def connect(request: pytest.FixtureRequest, toy: ToyWorker) -> Iterator[Callable
     clients: list[Any] = []
     with asyncio.Runner() as runner:
 
-        def connect(address: str = "", timeout_s: float = 20.0) -> Any:
+        def connect(address: str = "", timeout_s: float = 20.0, **keys: Any) -> Any:
             kind = Client if request.param == "blocking" else AsyncClient
-            client: Any = kind(address or toy.address, timeout_s=timeout_s)
+            client: Any = kind(address or toy.address, timeout_s=timeout_s, **keys)
             clients.append(client if request.param == "blocking" else Awaited(client, runner))
             return clients[-1]
 

@@ -19,6 +19,7 @@ from rnnstream.errors import (
     BadToken,
     Conflict,
     ConnectionFailed,
+    Denied,
     Exists,
     NoReply,
     ProtocolError,
@@ -83,6 +84,41 @@ def test_sessions_are_listed_page_after_page(client: Any) -> None:
     assert sorted(client.sessions()) == names
     assert list(client.sessions("t")) == ["t"]
     assert list(client.sessions(prefix="u")) == []
+
+
+def test_everybodys_sessions(client: Any, toy: ToyWorker) -> None:
+    """For admins."""
+    alice = "A" * 40
+    with pytest.raises(Denied, match="no admin's"):
+        list(client.all_sessions())
+    others = {(owner, f"s{number}"): number for number in range(4) for owner in ("", alice)} | {(alice, "t"): 9}
+    toy.model.others = dict(others)
+    assert sorted(client.all_sessions()) == sorted(others)
+    assert list(client.all_sessions("t")) == [(alice, "t")]
+    assert list(client.all_sessions(prefix="u")) == []
+    session = client.session("t", owner=alice)
+    assert (session.name, session.owner, client.session("t").owner) == ("t", alice, None)
+    assert session.info() == {"session": "t", "t": 9}
+    assert client.session("s3", owner="").info()["t"] == 3
+    assert session.close() is None
+    assert (alice, "t") not in list(client.all_sessions())
+    with pytest.raises(UnknownSession):
+        session.info()
+    with pytest.raises(UnknownSession):
+        client.session("s3").info()
+    for use in (session.step, session.stream, session.feed, session.peek):
+        with pytest.raises(ValueError, match="'t' is somebody else's session"):
+            use([20])
+    for use in (session.open, session.reset, session.snapshot, lambda: session.fork("u"), lambda: session.restore(b"1")):
+        with pytest.raises(ValueError, match="'t' is somebody else's session"):
+            use()
+
+
+@pytest.mark.parametrize("owners", [None, [], ["A", "B", "C"]])
+def test_a_listing_without_its_owners_is_none(client: Any, toy: ToyWorker, owners: Any) -> None:
+    toy.reply = lambda maps, reply: replies.encode({"sessions": ["s", "t"], "owners": owners, "id": maps[0]["id"]})
+    with pytest.raises(ProtocolError, match="did not answer a listing with an owner for each session"):
+        list(client.all_sessions())
 
 
 def test_a_sequence_is_streamed_through_a_window(client: Any, toy: ToyWorker) -> None:

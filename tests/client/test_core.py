@@ -6,7 +6,8 @@ import pytest
 
 from rnnstream.client.call import Call
 from rnnstream.client.core import Core
-from rnnstream.errors import BadToken, ConnectionFailed, NoReply, ProtocolError, RequestError
+from rnnstream.errors import BadToken, ConnectionFailed, Denied, NoReply, ProtocolError, RequestError, UnknownSession
+from rnnstream.names import Owned
 from rnnstream.wire import replies
 
 from .toy import Counting
@@ -122,6 +123,106 @@ def test_a_timeout_fails_a_call_and_no_other() -> None:
         second.result()
     assert core.deadline() is None
     core.check()
+
+
+def test_what_the_transport_knows_is_told_until_something_is_heard() -> None:
+    core, worker = a_core(), Counting()
+    early = core.ping()
+    core.outgoing(0.0)
+    core.expire(0.25, "it rains")
+    while not early.done:
+        core.expire(core.deadline() or 0.0)
+        core.outgoing(1.0)
+    with pytest.raises(NoReply, match=r"^No reply from tcp://toy:1 within 10 s: it rains\.$"):
+        early.result()
+    call, later = core.ping(), core.step("s", 1)
+    body, _ = core.outgoing(11.0)
+    assert core.received(worker.answer(body), 11.5) == [call]
+    while not later.done:
+        core.expire(core.deadline() or 0.0)
+        core.outgoing(12.0)
+    with pytest.raises(NoReply, match=r"^No reply from tcp://toy:1 within 10 s\. The request is not sent any more"):
+        later.result()
+
+
+ALICES, NOBODYS = Owned("A" * 40, "s"), Owned("", "s")
+
+
+def test_what_is_said_to_somebody_elses_session_has_its_owner_and_no_number() -> None:
+    core, worker = a_core(), Counting()
+    worker.ts["s"] = 1
+    worker.others = {ALICES: 7, NOBODYS: 8}
+    calls: list[Call[Any]] = [core.step("s", 5)]
+    calls += [core.info(ALICES), core.change("close", ALICES), core.info(NOBODYS), core.change("close", "s")]
+    for body in core.outgoing(0.0):
+        core.received(worker.answer(body), 0.0)
+    assert [body[0] for body in worker.bodies] == [
+        {"session": "s", "x": 5, "producer": "me", "n": 1, "id": 1},
+        {"op": "close", "session": "s", "producer": "me", "n": 2, "ack": 0, "id": 2},
+        {"op": "info", "session": "s", "owner": "A" * 40, "id": 3},
+        {"op": "close", "session": "s", "owner": "A" * 40, "id": 4},
+        {"op": "info", "session": "s", "owner": "", "id": 5},
+    ]
+    assert [call.result() for call in calls[1:]] == [{"session": "s", "t": 7}, None, {"session": "s", "t": 8}, None]
+    assert worker.others == {NOBODYS: 8}
+    core.check()
+
+
+def test_to_close_somebody_elses_session_is_no_news_of_ones_own() -> None:
+    core, worker = a_core(), Counting()
+    worker.others = {ALICES: 7}
+    for ask in (lambda: core.step("s", 5), lambda: core.change("close", ALICES), lambda: core.step("s", 6)):
+        call: Call[Any] = ask()
+        core.received(worker.answer(sent(core)), 0.0)
+        call.result()
+    assert worker.applied == {"s": [5, 6]}
+    assert [item["n"] for item in worker.steps()] == [1, 2]
+
+
+def test_a_close_of_somebody_elses_session_is_sent_again_and_may_find_it_closed() -> None:
+    core, worker = a_core(), Counting()
+    worker.others = {ALICES: 7}
+    call, behind = core.change("close", ALICES), core.info(ALICES)
+    bodies = core.outgoing(0.0)
+    worker.answer(bodies[0])
+    assert core.expire(0.25) == []
+    for body in core.outgoing(0.25):
+        core.received(worker.answer(body), 0.3)
+    for done in (call, behind):
+        with pytest.raises(UnknownSession) as caught:
+            done.result()
+        assert caught.value.why == "closed"
+    core.check()
+
+
+def test_a_close_of_somebody_elses_session_that_is_given_up_may_still_count() -> None:
+    core = a_core()
+    call = core.change("close", ALICES)
+    core.outgoing(0.0)
+    silence(core, 20.0)
+    with pytest.raises(NoReply, match="it may still count"):
+        call.result()
+
+
+def test_other_operations_on_somebody_elses_session_are_refused_before_they_are_sent() -> None:
+    core, worker = a_core(), Counting()
+    for ask in (
+        lambda: core.step(ALICES, 5),
+        lambda: core.snapshot(ALICES),
+        lambda: core.fork(ALICES, "t"),
+        lambda: core.peek(NOBODYS, [1], 1, True),
+        lambda: core.change("reset", ALICES),
+        lambda: core.change("restore", NOBODYS, state=b"1"),
+    ):
+        with pytest.raises(
+            ValueError, match="'s' is somebody else's session: an admin has its info and close, and nothing else"
+        ):
+            ask()
+    assert core.outgoing(0.0) == []
+    denied = core.info(ALICES)
+    core.received(worker.answer(sent(core)), 0.0)
+    with pytest.raises(Denied, match="no admin's"):
+        denied.result()
 
 
 def test_a_silent_connection_is_made_anew_with_growing_patience() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import zmq
 
-from rnnstream.errors import BadState, BadToken, Conflict, Exists, Gap, RequestError, Stale, UnknownSession
+from rnnstream.errors import BadState, BadToken, Conflict, Denied, Exists, Gap, RequestError, Stale, UnknownSession
 from rnnstream.wire import replies, requests
 from rnnstream.wire.limits import PROTOCOL, Limits
 
@@ -37,6 +37,7 @@ class Counting:
     Attributes:
         ts: step counts of the sessions that live.
         closed: names with a tombstone.
+        others: step counts of the sessions of others, by (owner, name); None: whoever asks is no admin.
         numbers: by session and producer.
         applied: the tokens of each session, in order, whatever was reset or closed in between.
         bodies: the requests of every body that came, in order.
@@ -52,6 +53,7 @@ class Counting:
         self.applied: dict[str, list[Any]] = {}
         self.ts: dict[str, int] = {}
         self.closed: set[str] = set()
+        self.others: dict[tuple[str, str], int] | None = None
         self.bodies: list[list[dict[str, Any]]] = []
 
     def answer(self, body: bytes) -> bytes:
@@ -67,7 +69,7 @@ class Counting:
     def _one(self, item: dict[str, Any], alone: bool) -> bytes:
         try:
             request = requests.parse(item)
-            do = getattr(self, f"_{request.op}")
+            do = getattr(self, f"_{request.op}{'_others' if request.all or request.owner is not None else ''}")
             reply = do(request) if request.producer is None else self._numbered(request, do, alone)
         except RequestError as error:
             reply = replies.error_map(error, **({"session": item["session"]} if "session" in item else {}))
@@ -184,11 +186,40 @@ class Counting:
     def _info(self, request: requests.Request) -> dict[str, Any]:
         return {"session": request.session, "t": self._live(request), "idle_s": 0.5}
 
+    def _theirs(self) -> dict[tuple[str, str], int]:
+        if self.others is None:
+            raise Denied("This key is no admin's.")
+        return self.others
+
+    def _t_of_others(self, request: requests.Request) -> int:
+        key = request.owner or "", str(request.session)
+        if key not in self._theirs():
+            raise UnknownSession(f"{request.session}: no such session.", why="closed")
+        return self._theirs()[key]
+
+    def _info_others(self, request: requests.Request) -> dict[str, Any]:
+        return {"session": request.session, "t": self._t_of_others(request)}
+
+    def _close_others(self, request: requests.Request) -> dict[str, Any]:
+        self._t_of_others(request)
+        del self._theirs()[request.owner or "", str(request.session)]
+        return {"session": request.session, "closed": True}
+
+    def _sessions_others(self, request: requests.Request) -> dict[str, Any]:
+        found = [key for key in sorted(self._theirs()) if key[1].startswith(request.prefix)]
+        page = found[request.after : request.after + PAGE]
+        reply: dict[str, Any] = {"sessions": [name for _, name in page], "owners": [owner for owner, _ in page]}
+        if request.after + PAGE < len(found):
+            reply["next"] = request.after + PAGE
+        return reply
+
     def _hello(self, request: requests.Request) -> dict[str, Any]:
         model = {
             "name": "counting",
             "input": {"kind": "token", "size": 100},
             "output": {"kind": "categorical", "size": self.outputs},
+            "surprisal": True,
+            "vocabulary": False,
         }
         limits = asdict(self.limits) | {"replies": self.replies, "producers": 256, "producer_s": 300}
         return {"protocol": PROTOCOL, "version": "0", "worker": "toy", "limits": limits, "model": model}
@@ -235,6 +266,7 @@ class ToyWorker:
         self._context = zmq.Context()  # one a run: when it is terminated, the port is free again
         router = self._context.socket(zmq.ROUTER)
         router.linger = 0
+        self.secure(self._context, router)
         router.bind(self._endpoint)
         self._endpoint = router.getsockopt_string(zmq.LAST_ENDPOINT)
         self._control = self._context.socket(zmq.PAIR)
@@ -252,11 +284,18 @@ class ToyWorker:
             self._thread.join(DEADLINE_S)
             assert not self._thread.is_alive()
             self._control.close()
+            self.insecure()
             self._context.term()
             self._context = None
             problem, self._problem = self._problem, None
             if problem is not None:
                 raise problem
+
+    def secure(self, context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes]) -> None:
+        """What is done to the socket before it listens; see `curve.CurveToy`."""
+
+    def insecure(self) -> None:
+        """What is done after it has listened."""
 
     def _run(self, router: zmq.Socket[bytes], control: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()
