@@ -7,6 +7,7 @@ import ctypes
 import gc
 import logging
 import os
+import resource
 import signal
 import threading
 
@@ -14,6 +15,8 @@ import click
 
 from rnnstream.cli.options import load_model
 from rnnstream.store.sqlite import Durability
+from rnnstream.worker.addresses import exposed
+from rnnstream.worker.quotas import WAITING, Quotas
 from rnnstream.worker.worker import DEFAULT_BIND, Worker
 
 log = logging.getLogger("rnnstream")
@@ -34,6 +37,19 @@ log = logging.getLogger("rnnstream")
     help="What an acknowledged token outlives: the end of the process (the default), or a loss of power too.",
 )
 @click.option("--max-resident", type=click.IntRange(1), help="With a store: most sessions in memory; 1,000,000 unless given.")
+@click.option(
+    "--server-key",
+    type=click.Path(dir_okay=False),
+    help="Secret key file of this worker (see keygen): only admitted keys are served, encrypted, and sessions belong to keys.",
+)
+@click.option("--allow", type=click.Path(file_okay=False), help="Directory of the public keys that are admitted.")
+@click.option("--admin", type=click.Path(file_okay=False), help="Directory of public keys that may look at all sessions.")
+@click.option("--insecure", is_flag=True, help="Without keys, listen also where others than this machine's can connect.")
+@click.option("--quota-sessions", type=click.IntRange(1), help="Most open sessions of a key; a quarter of all unless given.")
+@click.option("--quota-waiting", type=click.IntRange(1), help=f"Most requests of a key that wait; {WAITING:,} unless given.")
+@click.option(
+    "--quota-rate", type=click.FloatRange(0, min_open=True), help="Most requests of a key a second; no bound unless given."
+)
 def serve(
     model: str | None,
     bind: tuple[str, ...],
@@ -43,6 +59,13 @@ def serve(
     store: str | None,
     durability: Durability | None,
     max_resident: int | None,
+    server_key: str | None,
+    allow: str | None,
+    admin: str | None,
+    insecure: bool,
+    quota_sessions: int | None,
+    quota_waiting: int | None,
+    quota_rate: float | None,
 ) -> None:
     """Serve MODEL until SIGTERM or Ctrl-C.
 
@@ -54,6 +77,20 @@ def serve(
         raise click.UsageError("--max-resident goes with --store: without one, sessions have nowhere else to be.")
     if store is None and durability is not None:
         raise click.UsageError("--durability goes with --store: without one, nothing is kept.")
+    if (server_key is None) != (allow is None):
+        raise click.UsageError("--server-key and --allow go together: the worker's key, and the directory of those admitted.")
+    given = quota_sessions, quota_waiting, quota_rate
+    if server_key is None and (admin is not None or given != (None, None, None)):
+        raise click.UsageError(
+            "--admin and --quota-... go with --server-key and --allow: without keys, all users are the same."
+        )
+    if server_key is None and not insecure and (others := exposed(bind)):
+        raise click.UsageError(
+            f"Others can reach {others[0]}, and without keys they could read and change every session. Give --server-key and "
+            "--allow, bind tcp://127.0.0.1:PORT, or say --insecure."
+        )
+    if server_key is not None and insecure:
+        raise click.UsageError("--insecure is for a worker without keys; leave it, or --server-key and --allow, out.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     network = load_model(model)
     worker = Worker(
@@ -65,6 +102,11 @@ def serve(
         store=store,
         durability=durability,
         max_resident=max_resident,
+        server_key=server_key,
+        allow=allow,
+        admin=admin,
+        insecure=insecure,
+        quotas=None if server_key is None else Quotas(quota_sessions, quota_waiting or WAITING, quota_rate),
     )
 
     def ready() -> None:
@@ -75,6 +117,7 @@ def serve(
         for address in worker.addresses:
             click.echo(f"ready {address}")
 
+    allow_many_files()
     keep_memory()
     gc.freeze()  # the model stays: a full collection need not look at it again
     gc.set_threshold(200_000, 20, 50)  # more than may wait: that is no garbage, and each look at it takes milliseconds
@@ -82,6 +125,13 @@ def serve(
     table = worker.engine.table
     count = table.open_count + table.absent
     log.info("stopped; %d sessions %s", count, f"are kept in {store}" if store else "were open")
+
+
+def allow_many_files() -> None:
+    """Take as many descriptors as this process may have: each connection needs one, and the usual 1,024 are few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # a system that names more than it gives
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def keep_memory() -> None:

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rnnstream.engine.own_rows import OwnRows
 from rnnstream.engine.table import Table
 from rnnstream.errors import BadRequest
 from rnnstream.model.outcomes import TOP, most_likely, surprisals, top
 from rnnstream.model.step import StepModel
-from rnnstream.names import Name
+from rnnstream.names import Name, owner_of
 from rnnstream.prediction import Prediction
 
 Array = npt.NDArray[Any]
@@ -226,26 +227,28 @@ class Rows:
             after: 0, or the cursor that the page before gave.
             limit: most names.
             scan: most rows to look at.
-            owner: only sessions of this key, "" for nobody's, so that not even the number of pages tells of others; None: all.
+            owner: only sessions of this key, and neither the cursors nor the number of pages tell of others; "": only what is
+                nobody's; None: all.
 
         Returns:
             The names; the cursor for the next page, None at the end; how many rows were looked at.
         """
         table = self.table
         names: list[Name] = []
-        end = count = len(table.names)
-        rows: Sequence[int] = range(after, end)
-        if owner is not None and len(table.owner_numbers) > 1:  # else all are nobody's; finding the rows takes 1 ns for each
-            rows = (after + np.flatnonzero(table.owners[after:count] == table.owner_numbers.get(owner, -1))).tolist()
-        if len(rows) > scan:
-            end, rows = rows[scan], rows[:scan]
-        for looked_at, row in enumerate(rows, 1):
-            name = table.names[row]
-            if name is not None and table.live[row] and str(name).startswith(prefix):
-                names.append(name)
-                if len(names) == limit and looked_at < len(rows):
-                    return names, row + 1, looked_at
-        return names, end if end < count else None, len(rows)
+        own = table.rows_of.get(owner, OwnRows()) if owner else None
+        start, stop = (after, len(table.names)) if own is None else (own.behind(after), len(own))
+        end, cursor = max(start, min(stop, start + scan)), after
+        mixed = owner == "" and len(table.rows_of) > 0
+        for at in range(start, end):
+            # The cursor behind a row: its number and 1; of a key's own rows the place, which does not count those of others.
+            cursor, row = (at + 1, at) if own is None else own.at(at)
+            name = table.names[row] if row >= 0 else None
+            if name is None or not table.live[row] or (mixed and owner_of(name)) or not str(name).startswith(prefix):
+                continue
+            names.append(name)
+            if len(names) == limit and at + 1 < stop:
+                return names, cursor, at + 1 - start
+        return names, cursor if end < stop else None, end - start
 
     def rehearse(self) -> None:
         """A real step that no session sees: it raises what a step would raise. Runs under `one_thread`."""

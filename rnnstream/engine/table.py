@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnstream.engine.numbering import Numbering, Producers
+from rnnstream.engine.own_rows import OwnRows
 from rnnstream.engine.tombstones import Tombstone, Tombstones
 from rnnstream.errors import Denied, Full
 from rnnstream.names import Name, owner_of
@@ -40,8 +41,7 @@ class Table:
         states: [rows, S]; a<t> of each open session.
         t: step count of each open session.
         opened_at, moved_at: seconds, on the clock that the caller keeps; of each open session.
-        owners: number of each row's owner, see `owner_numbers`.
-        owner_numbers: a number for each owner, that of nobody is 0.
+        rows_of: by key: the rows of its names.
         tombstones: of names that were closed or expired and not opened since.
         numbering: of the producers of what is nobody's.
         numberings: by owner: of its producers.
@@ -70,8 +70,7 @@ class Table:
         self.open_count = 0
         self._free: list[int] = []
         self.tombstones = Tombstones()
-        self.owner_numbers = {"": 0}
-        self.owners = np.empty(0, np.int32)
+        self.rows_of: dict[str, OwnRows] = {}
         self.states = np.empty((0, len(initial_state)), initial_state.dtype)
         self.t = np.empty(0, np.int64)
         self.opened_at = np.empty(0)
@@ -109,7 +108,9 @@ class Table:
         self.states[row] = self._a0
         self.t[row] = 0
         self.names[row] = name
-        self.owners[row] = self.owner_numbers.setdefault(owner_of(name), len(self.owner_numbers))
+        owner = owner_of(name)
+        if owner:
+            self.rows_of.setdefault(owner, OwnRows()).add(row)
         self.rows[name] = row
         tombstone = self.tombstones.get(name)
         self.producers[row] = tombstone.producers if tombstone else None
@@ -151,7 +152,8 @@ class Table:
         """
         owner = owner_of(name)
         if owner and self.most_owned is not None and self.owned[owner] >= self.most_owned:
-            raise Denied(f"{name}: this key has {self.owned[owner]} sessions open, the limit for a key; close one of them.")
+            told = f"this key has {self.owned[owner]} sessions open, and {self.most_owned} is the limit for a key"
+            raise Denied(f"{name}: {told}; close one of them.")
         if self.open_count + self.absent >= self.max_sessions:
             raise Full(f"{self.max_sessions} sessions are open, the limit; close one, or raise it.")
 
@@ -242,6 +244,8 @@ class Table:
         name = self.names[row]
         assert name is not None
         del self.rows[name]
+        if owner_of(name):
+            self.rows_of[owner_of(name)].remove(row)
         self.names[row] = self.producers[row] = None
         self._free.append(row)
 
@@ -294,7 +298,7 @@ class Table:
         return expired
 
     def _grow(self, capacity: int) -> None:
-        for attribute in ("states", "t", "opened_at", "moved_at", "owners"):
+        for attribute in ("states", "t", "opened_at", "moved_at"):
             old = getattr(self, attribute)
             new = np.zeros((capacity, *old.shape[1:]), old.dtype)
             new[: len(old)] = old
@@ -319,6 +323,8 @@ class Table:
         assert (self.opened_at[rows] <= self.moved_at[rows]).all()
         assert all(self.producers[row] is None for row in self._free)
         self.tombstones.check()
+        for owner, own in self.rows_of.items():
+            own.check({row for name, row in self.rows.items() if owner_of(name) == owner})
         remembered: dict[str, dict[int, Producers]] = {owner: {} for owner in self.numberings}
         for name, row in self.rows.items():
             known = self.producers[row]
@@ -331,7 +337,5 @@ class Table:
                 remembered[owner_of(name)][id(tombstone.producers)] = tombstone.producers
         for owner, some in remembered.items():
             self.numberings[owner].check(list(some.values()))
-        for name, row in self.rows.items():
-            assert self.owners[row] == self.owner_numbers[owner_of(name)]
         here = Counter(owner_of(self.names[row] or "") for row in live)
         assert all(owner == "" or count <= self.owned[owner] for owner, count in here.items())

@@ -15,6 +15,7 @@ from rnnstream.model.kinds import LARGEST, LAYERS, TAKE_ONEHOT, Keys, Shapes, ch
 FORMAT = 1
 HEADS = ("categorical", "bernoulli", "linear")
 MOST_LAYERS = 1000
+MOST_CHARACTERS = 1000  # of a vocabulary's entry: it may go into every reply, and a body has room for a kilobyte each
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,8 @@ def _vocabulary(source: dict[str, Any], kind: str, size: int) -> tuple[str, ...]
             f"input.vocabulary has {len(entries)} entries, {len(set(entries))} of them different; input.size is {size}."
         )
     for place, entry in enumerate(entries):
+        if len(entry) > MOST_CHARACTERS:
+            raise ModelError(f"input.vocabulary[{place}] has {len(entry):,} characters; {MOST_CHARACTERS:,} are the most.")
         _utf8(entry, f"input.vocabulary[{place}]")
     return tuple(entries)
 

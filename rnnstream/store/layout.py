@@ -70,8 +70,13 @@ def meta_of(identity: Identity) -> dict[str, str]:
     }
 
 
-def read_meta(connection: sqlite3.Connection, path: Path) -> dict[str, str]:
+def read_meta(connection: sqlite3.Connection, path: Path, *, oldest: int = FORMAT) -> dict[str, str]:
     """The table meta of a file that is such a store.
+
+    Args:
+        connection: to the file.
+        path: of it, for sentences.
+        oldest: format version that will do.
 
     Raises:
         BadStore: it is not, or its format is another one.
@@ -81,9 +86,9 @@ def read_meta(connection: sqlite3.Connection, path: Path) -> dict[str, str]:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if application != APPLICATION:
             raise BadStore(f"{path} is an SQLite file, but no store of rnnstream.")
-        if version == 1:
+        if version == 1 < oldest:
             raise BadStore(f"The store {path} has the format version 1; the next worker that serves it brings it to {FORMAT}.")
-        if version != FORMAT:
+        if not oldest <= version <= FORMAT:
             raise BadStore(f"The store {path} has the format version {version}; this version of rnnstream reads {FORMAT}.")
         meta = dict(connection.execute("SELECT key, CAST(value AS TEXT) FROM meta"))
     except sqlite3.DatabaseError as problem:

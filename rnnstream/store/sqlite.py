@@ -115,7 +115,7 @@ class SQLiteStore(Store):
             sync_directory(self._place.parent)  # SQLite does so for its log alone: it found the file there
             self._oldest = 0
             return Opened(identity.numerics, 0)
-        meta = read_meta(connection, self.path)
+        meta = read_meta(connection, self.path, oldest=1)
         here = meta_of(identity)
         if meta["digest"] != here["digest"]:
             raise BadStore(
@@ -127,6 +127,7 @@ class SQLiteStore(Store):
                 f"The store {self.path} keeps states of {meta['state_size']} numbers of type {meta['dtype']}; this model's "
                 f"have {identity.state_size} of type {identity.dtype}."
             )
+        _bring_up(connection)  # not before it is known to be this model's
         (rows,) = connection.execute("SELECT count(*) FROM sessions").fetchone()
         (ended,) = connection.execute("SELECT count(*) FROM sessions WHERE status <> 'open'").fetchone()
         self._oldest, last = connection.execute("SELECT ifnull(min(id), 0), max(id) FROM journal").fetchone()
@@ -142,8 +143,7 @@ class SQLiteStore(Store):
         connection.text_factory = lambda data: data.decode(errors="replace")  # damaged text: its checksum tells
         try:
             if not _is_new(connection):
-                _bring_up(connection)
-                read_meta(connection, self.path)  # before anything is changed in what may be another program's
+                read_meta(connection, self.path, oldest=1)  # before anything is changed in what may be another program's
             connection.execute("PRAGMA journal_mode = WAL")
             # In this mode, NORMAL means an fsync where the log is moved into the file; without that, a loss of power could
             # spoil the file. FULL means one for each write too.
@@ -333,9 +333,8 @@ def _is_new(connection: sqlite3.Connection) -> bool:
 
 def _bring_up(connection: sqlite3.Connection) -> None:
     """Make a store of format version 1 one of this, in one transaction."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if (application, version) != (APPLICATION, 1):
+    if version == FORMAT:
         return
     connection.execute("BEGIN IMMEDIATE")
     for statement in FROM_1:

@@ -82,6 +82,10 @@ def decode(body: bytes) -> list[dict[str, Any]]:
         whole = next(unpacker, "cut") is None
     except Exception as problem:  # not this protocol: msgpack raises half a dozen unrelated classes
         raise ProtocolError(f"The reply is not MessagePack ({problem!r:.120}); is this an rnnstream worker?") from None
-    if not whole or not all(type(item) is dict for item in maps):
+    if not whole or not all(type(item) is dict and ("error" not in item or _is_error(item)) for item in maps):
         raise ProtocolError("The reply is not a row of whole MessagePack maps; is this an rnnstream worker?")
     return maps
+
+
+def _is_error(item: dict[str, Any]) -> bool:
+    return type(item["error"]) is type(item.get("message", "")) is str

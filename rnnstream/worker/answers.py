@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rnnstream.engine.engine import Engine
+from rnnstream.engine.numbering import SHARE
 from rnnstream.engine.rows import Peek
 from rnnstream.engine.snapshot import snapshot_bytes
 from rnnstream.errors import Internal, RequestError
@@ -26,6 +27,7 @@ from rnnstream.worker.stats import Stats
 log = logging.getLogger("rnnstream.worker")
 
 SCAN = 10_000  # rows that `sessions` requests look through in one turn, so that they hold nobody up: about 1 ms
+OWNED_SCAN = SCAN // SHARE  # likewise for each key, so that nobody's pages are cut short by what others list
 ERROR_BYTES = 1000  # of an error, or an ordinary reply without its label: names, values and ids in them are bounded
 Y_BYTES = 150  # of a prediction in a peek without its label and further numbers: keys, p, surprisal
 STATS_BYTES = 4000  # of counters and histograms
@@ -74,6 +76,7 @@ class Answers:
     ) -> None:
         self.engine, self.stats, self._worker, self._keeper = engine, stats, worker, keeper
         self._cursors = Cursors(secret)
+        self._scans: dict[str | None, int] = {}  # by owner: rows that may be looked through in this turn
         model, numbering = engine.model, engine.table.numbering
         self._hello = {
             "protocol": PROTOCOL,
@@ -158,7 +161,7 @@ class Answers:
 
     def rested(self) -> None:
         """A new turn of the loop: work that is done at most once a turn may be done again."""
-        self._scan = SCAN
+        self._scans.clear()
         self._rehearsed = False
 
     def about(self, request: Request, waiting: int, now: float, user: str = "") -> bytes:
@@ -213,8 +216,9 @@ class Answers:
         page = self.engine.page if self._keeper is None else self._keeper.page
         owner = None if request.all else request.owner or ""
         after = self._cursors.unsealed(request.after, owner) if owner and request.after else request.after
-        names, following, looked_at = page(request.prefix, after, request.limit, max(1, self._scan), owner)
-        self._scan -= looked_at
+        scan = self._scans.get(owner, OWNED_SCAN if owner else SCAN)
+        names, following, looked_at = page(request.prefix, after, request.limit, max(1, scan), owner)
+        self._scans[owner] = scan - looked_at
         reply: dict[str, Any] = {"sessions": list(map(str, names))}
         if request.all:
             reply["owners"] = list(map(owner_of, names))

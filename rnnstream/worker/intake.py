@@ -8,7 +8,7 @@ again by `_request`, which explains what is wrong.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -105,10 +105,10 @@ class Intake:
         self._refusals.begin()
         wave_row, wave_x, wave_address = wave.rows.append, wave.xs.append, wave.addresses.append
         before = len(wave.rows)
-        owners: Iterable[str] = repeat("")
-        if users is not None:
-            addresses, bodies, owners = self._admitted(addresses, bodies, users)
-        for address, body, owner in zip(addresses, bodies, owners, strict=False):
+        arrivals: Iterable[tuple[Address, Any, Any]] = zip(addresses, bodies, users or repeat(""), strict=False)
+        if users is not None and (self._rates is not None or None in users):
+            arrivals = self._admitted(arrivals)
+        for address, body, owner in arrivals:
             try:
                 item = unpackb(body)
                 keys = len(item)
@@ -145,23 +145,21 @@ class Intake:
             self._take_body(address, bytes(body), owner)
         self.waves.count += len(wave.rows) - before
 
-    def _admitted(
-        self, addresses: Sequence[Address], bodies: Sequence[Any], users: Sequence[str | None]
-    ) -> tuple[Sequence[Address], Sequence[Any], Sequence[str]]:
-        """Answer the bodies of connections that have no standing here, and of keys that send too much; those that are left."""
-        if self._rates is None and None not in users:
-            return addresses, bodies, users  # type: ignore[return-value]
-        left: list[tuple[Address, Any, str]] = []
-        for address, body, user in zip(addresses, bodies, users, strict=True):
+    def _admitted(self, arrivals: Iterable[tuple[Address, Any, str | None]]) -> Iterator[tuple[Address, Any, str]]:
+        """Answer the bodies of connections that have no standing here, and of keys that send too much; those that are left.
+
+        One by one, so that those of a connection are answered in their order.
+        """
+        for address, body, user in arrivals:
             wait_s = self._rates.spend(user, self._now) if self._rates is not None and user is not None else 0.0
             if user is None:
                 self._refuse(address, bytes(body), self._refusals.chosen_id)
             elif wait_s:
                 why = f"A key may send {self._quotas.rate:g} requests a second, and this one has sent more"
-                self._refuse(address, bytes(body), busy(why, math.ceil(1000 * wait_s)), user)
+                retry_ms = math.ceil(1000 * wait_s + 0.001)  # a microsecond more, for times are rounded
+                self._refuse(address, bytes(body), busy(why, retry_ms), user)
             else:
-                left.append((address, body, user))
-        return [address for address, _, _ in left], [body for _, body, _ in left], [user for _, _, user in left]
+                yield address, body, user
 
     def _refuse(self, address: Address, data: bytes, error: RequestError, owner: str = "") -> None:
         """Answer all requests of a body with this."""
@@ -197,7 +195,7 @@ class Intake:
         body = Body(address, len(items) + (problem is not None), self._now, owner)
         body.bytes = len(body.replies) * self.reply_bytes
         if self._rates is not None and owner:
-            self._rates.owe(owner, len(items) - 1)
+            self._rates.owe(owner, len(body.replies) - 1)
         table, waves, size = self._engine.table, self.waves, self._plain_size
         rows, live, producers = table.rows, table.live, table.producers
         waiting, closing = waves.waiting, waves.closing

@@ -191,13 +191,14 @@ class Keeper:
         self._forgetting.gone(forgotten)
         self._batches, self._changed = [], {}
         for row in saved:
+            if row.name in self.residence.damaged:  # it was reset; its old row was counted among those elsewhere
+                self.residence.damaged.discard(row.name)
+                table.absent = max(0, table.absent - 1)
+                if owner_of(row.name):
+                    table.owned[owner_of(row.name)] -= 1
             if row.status == "open":
                 self._forgetting.recall(row.name)
                 self.residence.has_row.add(row.name)
-                if row.name in self.residence.damaged:  # it was reset; its old row was counted among those elsewhere
-                    self.residence.damaged.discard(row.name)
-                    table.absent = max(0, table.absent - 1)
-                    table.owned[owner_of(row.name)] -= 1
                 self._arrears.settle(table.rows[row.name])
             else:
                 self.residence.has_row.discard(row.name)
@@ -319,7 +320,7 @@ class Keeper:
     def _put_together(self) -> None:
         """Have the sessions back that were dropped."""
         table, residence = self._engine.table, self.residence
-        kept_open, owned = table.open_count + table.absent, Counter(table.owned)
+        kept_open, owned, since = table.open_count + table.absent, Counter(table.owned), Counter(table.owned_since)
         try:
             self._rebuild(self._lost)
         except Exception:
@@ -329,8 +330,7 @@ class Keeper:
             raise
         finally:
             table.absent = max(0, kept_open - table.open_count)  # less, where a write that failed was kept all the same
-            table.owned = owned
-            table.owned_since.clear()
+            table.owned, table.owned_since = owned, since
         self.changed(*filter(self._open, self._lost))
         self._lost = set()
 

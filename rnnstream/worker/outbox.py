@@ -123,6 +123,11 @@ class Outbox:
             self.cut.popitem(last=False)
         log.warning("peer %s does not read its replies: cut off, %d replies dropped so far", peer.hex(), self.dropped)
 
+    def let_go(self, peer: bytes) -> None:
+        """Nothing that waits may reach this routing id any more: its connection has ended, and somebody else may take it."""
+        backlog = self._waiting.pop(peer, None)
+        self.dropped += len(backlog.replies) if backlog is not None else 0
+
     def _keep(self, address: Address, body: bytes) -> None:
         peer = routing_id(address)
         backlog = self._waiting.get(peer)

@@ -106,7 +106,7 @@ class Replay:
                 table.bury(saved.name, saved.status, unpacked(saved.producers))
         damaged = names & residence.damaged
         if damaged and self._only is None:
-            raise BadStore(f"The store is damaged: the row of session {min(damaged)} does not match its checksum.")
+            raise BadStore(f"The store is damaged: the row of session {min(damaged, key=str)} does not match its checksum.")
         self._upto |= dict.fromkeys(names - damaged, 0) | {name: saved.upto for name, saved in found.items()}
 
     def _apply(self, chunk: list[Entry]) -> int:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import zmq
 
 from rnnstream.wire.limits import ENVELOPE_FRAME_BYTES, ENVELOPE_FRAMES
+from rnnstream.worker.connections import Connections
 from rnnstream.worker.core import Core
 from rnnstream.worker.outbox import RETRY_S, Outbox
 from rnnstream.worker.queue import Address, routing_id
@@ -24,10 +29,14 @@ TURN_S = 2e-3
 COMPANY_S = 0.1  # how long ago another connection was heard, for one not to be alone
 WAITED_S = 10e-6  # a blocking read that took longer has waited: nothing else was there, and asking again costs 2.7 us
 FLUSH_S = 2.0  # for slow readers to take their last replies when the worker stops
+# ms in which a connection has to be made. 5,000 clients with keys that come back at once after a restart took 15 s on two
+# cores, their own work included; and whoever connects and says nothing holds a place for no longer.
+HANDSHAKE_MS = 15_000
 
 
 def socket_for(context: zmq.Context[zmq.Socket[bytes]], *, frame_bytes: int) -> zmq.Socket[bytes]:
     """A ROUTER socket with its options, not yet bound."""
+    _stir()
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reply that cannot be sent is an error, not silence
     socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes)  # a larger frame ends its connection before it is read
@@ -38,8 +47,19 @@ def socket_for(context: zmq.Context[zmq.Socket[bytes]], *, frame_bytes: int) -> 
     socket.setsockopt(zmq.LINGER, int(FLUSH_S * 1000))  # last replies are still delivered, but no dead peer holds the exit up
     socket.setsockopt(zmq.HEARTBEAT_IVL, 10_000)  # ms: peers that vanished without a word are found
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.setsockopt(zmq.BACKLOG, 1024)  # many producers may connect at once
     return socket
+
+
+def _stir() -> None:
+    """Have ZeroMQ number its connections from where nobody can guess.
+
+    It takes the first routing id from the C library's rand(), which it has seeded with the time. A peer that could tell the
+    next one, and claim it for itself, would end the whole process by an assertion of libzmq 4.3.5.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4)))
 
 
 class Router:
@@ -50,13 +70,20 @@ class Router:
         core: what the messages are handed to.
         wake: a body that only says that `stopping` is set; it is not handed on.
         clock: seconds, monotonic.
+        connections: say whose each message is; None on an open worker.
 
     Attributes:
         stopping: set to True, and wake the loop, to end it.
     """
 
     def __init__(
-        self, socket: zmq.Socket[bytes], core: Core, *, wake: bytes, clock: Callable[[], float] = time.monotonic
+        self,
+        socket: zmq.Socket[bytes],
+        core: Core,
+        *,
+        wake: bytes,
+        clock: Callable[[], float] = time.monotonic,
+        connections: Connections | None = None,
     ) -> None:
         self.socket, self.core, self.outbox = socket, core, Outbox(socket)
         self._clock = clock
@@ -65,6 +92,9 @@ class Router:
         # The sugar around recv() costs as much again as the call.
         self._recv: Callable[..., bytes] = partial(zmq.backend.Socket.recv, socket)
         self._recv_frame: Callable[..., zmq.Frame] = partial(zmq.backend.Socket.recv, socket)  # type: ignore[assignment]
+        self._connections = connections
+        self._hand_on: Callable[..., None] = core.take if connections is None else self._hand_on_claimed
+        self._send = self.outbox.send if connections is None else self._send_living
         self.stopping = False
 
     def run(self) -> None:
@@ -81,7 +111,7 @@ class Router:
         deadline = clock() + FLUSH_S
         while outbox and clock() < deadline:
             self.socket.poll(int(RETRY_S * 1000), zmq.POLLERR)
-            outbox.send([], clock())
+            self._send([], clock())
 
     def _take_in(self) -> None:
         """Take in what has arrived, for as long as a turn may."""
@@ -89,12 +119,12 @@ class Router:
         addresses, bodies, more = self._drain(FIRST_BODIES, wait=True)
         now = clock()
         turn_ends = now + TURN_S
-        core.take(addresses, bodies, now)
+        self._hand_on(addresses, bodies, now)
         if more and self._flooded(addresses, now):
             return
         while more and now < turn_ends and not core.full:
             addresses, bodies, more = self._drain(CHUNK_BODIES)
-            core.take(addresses, bodies, now)
+            self._hand_on(addresses, bodies, now)
             now = clock()
 
     def _flooded(self, addresses: list[Address], now: float) -> bool:
@@ -107,11 +137,28 @@ class Router:
     def _turn(self, now: float) -> None:
         """Have the core run a wave, and send what it answers."""
         core, outbox = self.core, self.outbox
-        outbox.send(core.turn(now), now)
+        self._send(core.turn(now), now)
         for peer in core.take_crowded():
             outbox.cut_off(peer)
         core.stats.dropped, core.stats.cut_off = outbox.dropped, outbox.cut_count
         core.sent(self._clock())
+
+    def _hand_on_claimed(self, addresses: list[Address], bodies: list[zmq.Frame], now: float) -> None:
+        """Have the core take in what somebody has sent, and whose it is."""
+        assert self._connections is not None
+        addresses, bodies, users = self._connections.claim(addresses, bodies)
+        self.core.take(addresses, bodies, now, users)
+
+    def _send_living(self, replies: Sequence[tuple[Address, bytes]], now: float) -> None:
+        """Send those of the replies whose connections are there."""
+        connections, outbox = self._connections, self.outbox
+        assert connections is not None
+        with connections.lock:  # so that nobody gets a routing id meanwhile that somebody else had
+            for peer in connections.take_silenced(not self.core.waiting):
+                outbox.let_go(peer)
+            living = connections.living(replies)
+            outbox.dropped += len(replies) - len(living)
+            outbox.send(living, now)
 
     def _drain(self, most: int, *, wait: bool = False) -> tuple[list[Address], list[zmq.Frame], bool]:
         """Some of what has arrived, and whether there may be more. May wait for something, if there is nothing else to do."""
@@ -166,4 +213,21 @@ class Router:
             if good:
                 frames.append(frame.bytes)
             frame = self._recv_frame(zmq.NOBLOCK, False)
-        return (tuple(frames), frame) if good else (address, zmq.Frame(b""))
+        return (tuple(frames), frame) if good else (address, Emptied.of(frame))
+
+
+class Emptied(zmq.Frame):
+    """An empty body in the place of a frame, with its properties."""
+
+    _frame: zmq.Frame
+
+    @staticmethod
+    def of(frame: zmq.Frame) -> Emptied:
+        """One for this frame."""
+        emptied = Emptied(b"")
+        emptied._frame = frame
+        return emptied
+
+    def get(self, option: Any) -> Any:
+        """A property of the frame."""
+        return self._frame.get(option)

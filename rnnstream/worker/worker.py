@@ -23,16 +23,23 @@ from rnnstream.model.step import StepModel
 from rnnstream.store.interface import Identity, Store
 from rnnstream.store.sqlite import Durability, SQLiteStore
 from rnnstream.wire.limits import Limits
+from rnnstream.worker.access import Access
+from rnnstream.worker.addresses import bind, exposed, log_reach
 from rnnstream.worker.answers import reply_bytes
+from rnnstream.worker.connections import Connections
 from rnnstream.worker.core import Core
+from rnnstream.worker.guard import Guard, most_connections
 from rnnstream.worker.intake import MOST_WAITING
 from rnnstream.worker.keeper import JOURNAL_TOKENS, Keeper
+from rnnstream.worker.logs import PeerLog
+from rnnstream.worker.quotas import Quotas
 from rnnstream.worker.router import Router, socket_for
 
 log = logging.getLogger("rnnstream.worker")
 
 DEFAULT_BIND = "tcp://127.0.0.1:5555"
 UNBOUNDED = 1 << 62  # sessions
+LIBZMQ = (4, 3, 5)  # the wheels of pyzmq 26 and later have it; the faults of earlier ones are known to peers
 # How long a reply waits for those of the next waves, where more wait, so that one write keeps them all: some writes' length.
 HOLD_S = {"process": 0.5e-3, "power": 2e-3}
 
@@ -67,6 +74,12 @@ class Worker:
         max_resident: with a store, most sessions in memory; those least recently used leave it, and come back at their next
             request. None: a million.
         journal_tokens: how much may have to be replayed after a crash, in tokens of 100 numbers of state.
+        server_key: path of the worker's secret key file. With it, connections are encrypted (CURVE), only those with an
+            admitted key are served, and sessions belong to keys. Goes with `allow`.
+        allow: directory of the public key files of the users; read again when something in it changes.
+        admin: directory of those of the administrators, who are admitted too.
+        insecure: without keys, listen also where others than this machine's can connect.
+        quotas: what each key may have.
 
     Attributes:
         addresses: where it listens, with the real ports; empty while it does not run.
@@ -87,11 +100,26 @@ class Worker:
         durability: Durability | None = None,
         max_resident: int | None = None,
         journal_tokens: int = JOURNAL_TOKENS,
+        server_key: str | Path | None = None,
+        allow: str | Path | None = None,
+        admin: str | Path | None = None,
+        insecure: bool = False,
+        quotas: Quotas | None = None,
     ) -> None:
         if store is None and max_resident is not None:
             raise ValueError("max_resident goes with a store: without one, sessions have nowhere else to be.")
         if durability is not None and not isinstance(store, str | Path):
             raise ValueError("durability goes with the path of a store: without one, nothing is kept.")
+        if (server_key is None) != (allow is None):
+            raise ValueError("server_key and allow go together: a worker's key, and the directory of those that are admitted.")
+        if server_key is None and (admin is not None or quotas is not None):
+            raise ValueError("admin and quotas go with server_key and allow: without keys, all users are the same.")
+        self._bind = [bind] if isinstance(bind, str) else list(bind)
+        if server_key is None and not insecure and (others := exposed(self._bind)):
+            raise ValueError(
+                f"Others can reach {others[0]}, and without keys they could read and change every session. Give server_key and "
+                "allow, bind tcp://127.0.0.1:PORT, or say insecure=True."
+            )
         self.model = model
         self.replayed = 0
         self._limits = limits_for(model)
@@ -107,7 +135,8 @@ class Worker:
         self.engine = self._new_engine()
         self.id = os.urandom(8).hex()
         self.addresses: list[str] = []
-        self._bind = [bind] if isinstance(bind, str) else list(bind)
+        self._access = Access(server_key, allow, admin) if server_key is not None and allow is not None else None
+        self._insecure, self._quotas = insecure, quotas
         self._wake = os.urandom(16)
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._router: Router | None = None
@@ -127,6 +156,7 @@ class Worker:
 
         Raises:
             RnnstreamError: an address cannot be bound, or it runs already.
+            BadKey: a key file or a directory of keys cannot be used.
             BadStore: the store is another model's, damaged, or in use.
         """
         with self._serving() as router:
@@ -139,6 +169,7 @@ class Worker:
 
         Raises:
             RnnstreamError: an address cannot be bound, or it runs already.
+            BadKey: a key file or a directory of keys cannot be used.
             BadStore: the store is another model's, damaged, or in use.
         """
         serving = contextlib.ExitStack()
@@ -153,6 +184,13 @@ class Worker:
 
     def stop(self) -> None:
         """Stop reading, answer what was read, and end; after `start` this waits for the end. Harmless when it does not run."""
+        self._end()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _end(self) -> None:
+        """Have the loop end, whichever thread this is."""
         with self._lock:
             self._stopping = True
             if self._router is not None and self._context is not None:
@@ -162,9 +200,6 @@ class Worker:
                     socket.connect(self._inproc)
                     with contextlib.suppress(zmq.Again):  # its socket is closing: it waits for this lock
                         socket.send(self._wake, zmq.NOBLOCK)
-            thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
 
     @property
     def _inproc(self) -> str:
@@ -177,6 +212,11 @@ class Worker:
     @contextlib.contextmanager
     def _serving(self) -> Iterator[Router]:
         """A bound router, and everything closed behind it."""
+        if zmq.zmq_version_info() < LIBZMQ:
+            raise RnnstreamError(
+                f"A worker needs libzmq {'.'.join(map(str, LIBZMQ))} or later, and pyzmq {zmq.__version__} is here with "
+                f"{zmq.zmq_version()}; pip install --force-reinstall --only-binary pyzmq pyzmq brings one with it."
+            )
         with self._lock:
             if self._context is not None:
                 raise RnnstreamError("This worker runs already.")
@@ -184,11 +224,11 @@ class Worker:
             self._stopping = False
         try:
             with contextlib.ExitStack() as stack:
+                peer_log = PeerLog()
+                log.addFilter(peer_log)
+                stack.callback(log.removeFilter, peer_log)
+                access = self._access
                 keeper = self._open_store(stack) if self._store is not None else None
-                socket = stack.enter_context(socket_for(self._context, frame_bytes=self._limits.frame_bytes))
-                socket.bind(self._inproc)
-                for address in self._bind:
-                    self.addresses.append(_bind(socket, address))
                 core = Core(
                     self.engine,
                     worker=self.id,
@@ -196,9 +236,27 @@ class Worker:
                     limits=self._limits,
                     keeper=keeper,
                     hold_s=HOLD_S.get(self._store.durability, 0.0) if self._store is not None else 0.0,
+                    quotas=self._quotas,
+                    is_admin=lambda key: access is not None and key in access.admins,
+                    secret=os.urandom(16),
                 )
+                socket = stack.enter_context(socket_for(self._context, frame_bytes=self._limits.frame_bytes))
+                connections = Connections(most_connections())
+                if access is not None:
+                    access.secure(socket)
+                    connections.set_keys(access.keys)
+                stack.enter_context(Guard(socket, connections, stats=core.stats, access=access, stop=self._end))
+                socket.bind(self._inproc)
+                for address in self._bind:
+                    self.addresses.append(bind(socket, address))
+                    if access is None and not self._insecure and exposed(self.addresses):
+                        raise RnnstreamError(f"{address} is {self.addresses[-1]} here, which others can reach; bind 127.0.0.1.")
+                if access is not None:
+                    log.info("CURVE: %s", access)
+                else:
+                    log_reach(self.addresses)
                 clock = time.monotonic if keeper is None else stack.enter_context(self._kept(core, keeper))
-                router = Router(socket, core, wake=self._wake, clock=clock)
+                router = Router(socket, core, wake=self._wake, clock=clock, connections=None if access is None else connections)
                 with self._lock:
                     self._router, router.stopping = router, self._stopping
                 yield router
@@ -249,18 +307,3 @@ class Worker:
             keeper.finish(clock())
         except StoreError as error:
             log.error("not all sessions could be saved at the end; what was acknowledged is in the journal: %s", error)
-
-
-def _bind(socket: zmq.Socket[bytes], address: str) -> str:
-    """Bind, and say where: the address with the real port."""
-    try:
-        socket.setsockopt(zmq.IPV6, int("[" in address))
-        socket.bind(address)
-    except zmq.ZMQError as problem:
-        form = "" if "://" in address else " An address looks like tcp://127.0.0.1:5555."
-        raise RnnstreamError(f"Cannot listen at {address}: {problem}.{form}") from None
-    real = socket.getsockopt_string(zmq.LAST_ENDPOINT)
-    port = address.rpartition(":")[2]
-    if address.startswith("tcp:") and port not in ("*", "0") and port != real.rpartition(":")[2]:
-        raise RnnstreamError(f"Cannot listen at {address}: a port is a number from 1 to 65535, or * for a free one.")
-    return real

@@ -29,7 +29,7 @@ MARKS = {
     "numerics": "kernels",
     "dtype": "float32",
     "state_size": 3,
-    "format": 1,
+    "format": 2,
 }
 
 
@@ -238,7 +238,7 @@ def test_info(made: Path) -> None:
     counts = {"open": 2, "closed": 1, "expired": 1, "entries": 3, "behind": 3}
     assert lines(run("store", "info", made, "--json")) == [MARKS | counts | {"bytes": size, "log_bytes": 0, "in_use": False}]
     assert run("store", "info", made).stdout == (
-        "format    1\n"
+        "format    2\n"
         "model     'letters'\n"
         f"digest    {'d' * 64}\n"
         "kernels   kernels\n"
@@ -272,14 +272,14 @@ def test_what_is_refused(command: str, made: Path, tmp_path: Path) -> None:
     newer = tmp_path / "newer"
     shutil.copyfile(made, newer)
     connection = sqlite3.connect(newer)
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 3")
     connection.close()
     (tmp_path / "text").write_text("abc" * 1000)
     for path, told in (
         (tmp_path / "none", f"The store {tmp_path / 'none'} cannot be read: No such file or directory."),
         (tmp_path, f"{tmp_path} is no store of rnnstream: it is a directory."),
         (tmp_path / "text", f"{tmp_path / 'text'} is no store of rnnstream, or damaged: file is not a database."),
-        (newer, f"The store {newer} has the format version 2; this version of rnnstream reads 1."),
+        (newer, f"The store {newer} has the format version 3; this version of rnnstream reads 2."),
     ):
         result = run("store", command, path)
         assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"Error: {told}\n")

@@ -37,7 +37,7 @@ class Damaged(MemoryStore):
         bad: their names.
     """
 
-    bad: tuple[str, ...] = ()
+    bad: tuple[Name, ...] = ()
 
     def load(self, names: Sequence[Name]) -> tuple[list[Saved], list[Name]]:
         found, _ = super().load(names)
@@ -116,6 +116,7 @@ class Kept(Driver):
         max_resident, journal_tokens: of the keeper.
         hold_s: of the core.
         bounds: of the numbering.
+        keys: further options of the core; None: the worker knows no keys.
 
     Attributes:
         store: which fails when told to.
@@ -135,6 +136,7 @@ class Kept(Driver):
         hold_s: float = 0.0,
         tick_s: float = 0.01,
         bounds: dict[str, Any] | None = None,
+        keys: dict[str, Any] | None = None,
         seed: int = 0,
         **options: Any,
     ) -> None:
@@ -143,7 +145,8 @@ class Kept(Driver):
         self.max_resident, self.journal_tokens = max_resident, journal_tokens
         self.store = FlakyStore(store or MemoryStore(), seed)
         self.crashes = 0
-        super().__init__(model, limits=limits)
+        self.keys = keys or {}
+        super().__init__(model, limits=limits, keys=keys)
         self.begin()
 
     def begin(self) -> None:
@@ -154,7 +157,8 @@ class Kept(Driver):
         numbering = Numbering(**self.bounds)
         self.engine = Engine(model, numbering=numbering, max_rows=self.max_resident + WAITED_FOR, **self.options)
         self.keeper = Keeper(self.engine, self.store, found, max_resident=self.max_resident, journal_tokens=self.journal_tokens)
-        self.core = Core(self.engine, worker="w", version="v", limits=self.limits, keeper=self.keeper, hold_s=self.hold_s)
+        more = {"keeper": self.keeper, "hold_s": self.hold_s, **self.keys}
+        self.core = Core(self.engine, worker="w", version="v", limits=self.limits, **more)
         try:
             with one_thread():
                 self.replayed, self.now = self.core.begin(self.store)
@@ -235,7 +239,7 @@ def seen(driver: Kept, session: str) -> Any:
     return told.get("why") or (told["t"], told["state"])
 
 
-def row(driver: Kept, name: str) -> Saved | None:
+def row(driver: Kept, name: Name) -> Saved | None:
     """What the store has of a name."""
     found, _ = driver.store.inner.load([name])
     return found[0] if found else None

@@ -317,7 +317,7 @@ def test_an_address_that_is_taken() -> None:
 
 @pytest.mark.parametrize("address", ["nonsense", "tcp://no such host:5", "udp://127.0.0.1:5", ""])
 def test_an_address_that_is_none(address: str) -> None:
-    worker = Worker(network(), bind=address)
+    worker = Worker(network(), bind=address, insecure=True)
     for begin in (worker.start, worker.run):
         with pytest.raises(RnnstreamError, match="Cannot listen at"):
             begin()
