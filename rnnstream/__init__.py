@@ -1,8 +1,8 @@
 """rnnstream serves trained recurrent networks one token at a time: the hidden state stays, the bits are exact.
 
 The public names: `load`, `Network`, `StepModel` (models), `Engine` (sessions in process), `Worker`, `Quotas` (sessions behind
-ZeroMQ addresses, and what each key may have there), `Client`, `AsyncClient`, `Prediction` (their other end), and every exception
-of `rnnstream.errors`.
+ZeroMQ addresses, and what each key may have there), `Client`, `AsyncClient`, `Prediction` (their other end), and every
+exception of `rnnstream.errors`.
 """
 
 from rnnstream.client import AsyncClient, AsyncSession, Client, Session

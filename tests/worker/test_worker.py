@@ -82,7 +82,7 @@ def test_a_single_frame_is_a_body_even_an_empty_one() -> None:
     with serving(network()) as worker, Peer(worker) as peer:
         for body in (b"", b"\x00", worker._wake):
             peer.socket.send(body)
-            assert codes(peer.recv()) == ["bad_message"]
+            assert codes(peer.recv())[-1] == "bad_message"  # the wake-up, random bytes, may begin like a map
         assert codes(peer.ask(step("s", 1))) == [1]
 
 
