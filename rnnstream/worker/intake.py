@@ -7,7 +7,6 @@ again by `_request`, which explains what is wrong.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
@@ -15,21 +14,21 @@ from typing import Any
 import msgpack
 
 from rnnstream.engine.engine import Engine
-from rnnstream.errors import Denied, RequestError, TooLarge
-from rnnstream.names import Name, Owned
+from rnnstream.errors import RequestError, TooLarge
+from rnnstream.names import Name
 from rnnstream.wire import replies as wire
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.requests import OPS, Request, decode, parse, readable
 from rnnstream.worker.answers import SPARE_BYTES, Answers, echo, reply_bytes
 from rnnstream.worker.keeper import Keeper
 from rnnstream.worker.queue import Address, Body, Order, Wave, Waves, routing_id
-from rnnstream.worker.quotas import Quotas, Rates
-from rnnstream.worker.refusals import Refusals, busy
+from rnnstream.worker.quotas import Quotas
+from rnnstream.worker.refusals import Refusals
+from rnnstream.worker.standing import Standing
 
 MOST_WAITING = 65_536  # requests: beyond them nothing is read, and ZeroMQ and TCP hold the producers back
 MOST_HELD_BYTES = 64 << 20  # of replies that wait behind others of their connection: likewise
-CONNECTION_BYTES = 16 << 20  # of these for one connection, so that it does not stop the reading for all: beyond, it is `busy`,
-CROWDED_BYTES = 32 << 20  # and beyond that, `busy` being a reply too, cut off
+CROWDED_BYTES = 32 << 20  # of these for one connection or one key, whose `busy` beyond 16 MiB are replies too: it is cut off
 
 
 class Intake:
@@ -41,7 +40,7 @@ class Intake:
         limits: what is accepted.
         keeper: told of names that the store may know; None if there is no store.
         quotas: of each key.
-        is_admin: whether a key may look at the sessions of others, and close them.
+        is_admin: whether a key is an administrator's.
 
     Attributes:
         waves: the requests that wait.
@@ -71,10 +70,9 @@ class Intake:
         self.reply_bytes = reply_bytes(engine.model)
         # Ids below this take the short way; with dense input or another head, none does.
         self._plain_size = source.size if source.kind == "token" and output.kind == "categorical" else 0
-        self._refusals = Refusals(answers, limits, quotas)
-        self._quotas, self._is_admin = quotas, is_admin
-        self._rates = Rates(quotas.rate) if quotas.rate is not None else None
+        self._refusals = Refusals(answers, limits)
         self.order = Order()
+        self._standing = Standing(quotas, is_admin, self.order)
         self.crowded: set[bytes] = set()
         self.told: list[tuple[Body, int, Request]] = []
         self._now = 0.0
@@ -106,7 +104,7 @@ class Intake:
         wave_row, wave_x, wave_address = wave.rows.append, wave.xs.append, wave.addresses.append
         before = len(wave.rows)
         arrivals: Iterable[tuple[Address, Any, Any]] = zip(addresses, bodies, users or repeat(""), strict=False)
-        if users is not None and (self._rates is not None or None in users):
+        if users is not None and (self._standing.rates is not None or None in users):
             arrivals = self._admitted(arrivals)
         for address, body, owner in arrivals:
             try:
@@ -151,15 +149,11 @@ class Intake:
         One by one, so that those of a connection are answered in their order.
         """
         for address, body, user in arrivals:
-            wait_s = self._rates.spend(user, self._now) if self._rates is not None and user is not None else 0.0
-            if user is None:
-                self._refuse(address, bytes(body), self._refusals.chosen_id)
-            elif wait_s:
-                why = f"A key may send {self._quotas.rate:g} requests a second, and this one has sent more"
-                retry_ms = math.ceil(1000 * wait_s + 0.001)  # a microsecond more, for times are rounded
-                self._refuse(address, bytes(body), busy(why, retry_ms), user)
+            refusal = self._standing.refusal(user, self._now)
+            if refusal is not None:
+                self._refuse(address, bytes(body), refusal, user or "")
             else:
-                yield address, body, user
+                yield address, body, user or ""
 
     def _refuse(self, address: Address, data: bytes, error: RequestError, owner: str = "") -> None:
         """Answer all requests of a body with this."""
@@ -194,19 +188,13 @@ class Intake:
         items, problem = decode(data, self._limits.frame_requests)
         body = Body(address, len(items) + (problem is not None), self._now, owner)
         body.bytes = len(body.replies) * self.reply_bytes
-        if self._rates is not None and owner:
-            self._rates.owe(owner, len(body.replies) - 1)
         table, waves, size = self._engine.table, self.waves, self._plain_size
         rows, live, producers = table.rows, table.live, table.producers
         waiting, closing = waves.waiting, waves.closing
         room = self._limits.waiting - len(items)  # a session whose queue is shorter than this has room for the whole body
         judged: dict[int, bool] = {}
         run_turn, run_place, short = -1, 0, 0
-        crowded: RequestError | None = None
-        if held_bytes > CONNECTION_BYTES:
-            crowded = self._refusals.key_busy if owner else self._refusals.connection_busy
-        elif owner and 0 < self.order.requests_of(owner) > self._quotas.waiting - len(items):  # none waiting: any body is taken
-            crowded = self._refusals.quota_busy
+        crowded = self._standing.count(owner, len(body.replies), held_bytes)
         for place, item in enumerate(items):
             if crowded is not None:
                 self._refusals.refuse(body, place, item, crowded)
@@ -274,12 +262,12 @@ class Intake:
             request = parse(item)
             if request.op in ("step", "peek"):
                 self._engine.check_want(request.want, request.surprisal)
-            self._claim(request, body.owner)
+            self._standing.claim(request, body.owner)
             row = self._engine.table.rows.get(request.session)
             ahead = 0 if row is None else self.waves.waiting[row]
             self.charge(body, self._answers.size(request, ahead) - SPARE_BYTES)
             if "session" not in OPS[request.op]:
-                user = "" if not body.owner or self._is_admin(body.owner) else body.owner
+                user = self._standing.confined(body.owner)
                 waiting = self.order.requests_of(user) if user else self.waves.count
                 body.answer(place, self._answers.about(request, waiting, self._now, user))
                 if self._keeper is not None and request.op == "sessions":
@@ -310,21 +298,6 @@ class Intake:
             self._refusals.refuse(body, place, item, error)
         except Exception:
             body.answer(place, self._answers.internal(readable(item)))
-
-    def _claim(self, request: Request, user: str) -> None:
-        """Make a request's names those of its user, or for an admin of the owner that it names.
-
-        Raises:
-            Denied: it names another's, and its user is no admin.
-        """
-        if request.owner is None and not request.all:
-            request.owner = user
-        elif not (user and self._is_admin(user)):
-            key = "all" if request.all else "owner"
-            raise Denied(f"{request.op} has {key}; only an admin's key may ask for the sessions of others.")
-        if request.owner:
-            request.session = Owned(request.owner, str(request.session))
-            request.to = Owned(request.owner, str(request.to)) if request.to else ""
 
     def refuse_told(self, error: RequestError) -> None:
         """The names told since the last write may not be so: it could not be kept."""

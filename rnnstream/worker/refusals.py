@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from rnnstream.errors import Busy, Denied, RequestError
+from rnnstream.errors import Busy, RequestError
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.requests import readable
 from rnnstream.worker.answers import Answers
 from rnnstream.worker.queue import Body
-from rnnstream.worker.quotas import Quotas
 
 RETRY_MS = 50  # what `busy` asks for: longer than a full queue takes
 
@@ -25,16 +24,11 @@ class Refusals:
     Args:
         answers: what is said.
         limits: what is accepted.
-        quotas: of each key.
     """
 
-    def __init__(self, answers: Answers, limits: Limits, quotas: Quotas) -> None:
+    def __init__(self, answers: Answers, limits: Limits) -> None:
         self._answers = answers
         self.session_busy = busy(f"{limits.waiting} requests of a session may wait, and with this body's there could be more")
-        self.connection_busy = busy("Too much of this connection is unanswered")
-        self.key_busy = busy("Too much of this key is unanswered")
-        self.quota_busy = busy(f"{quotas.waiting} requests of a key may wait, and with this body's there would be more")
-        self.chosen_id = Denied("This connection has chosen its routing id; a connection to this worker has none of its own.")
         self._said: dict[int, bytes] = {}  # by row: that its session is busy
 
     def begin(self) -> None:

@@ -165,7 +165,7 @@ def test_refusals_are_counted_as_what_they_are(drive: Drive) -> None:
 
 
 def test_a_connection_that_goes_on_though_it_is_busy_is_cut_off(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rnnstream.worker.intake.CONNECTION_BYTES", 250_000)
+    monkeypatch.setattr("rnnstream.worker.standing.CONNECTION_BYTES", 250_000)
     monkeypatch.setattr("rnnstream.worker.intake.CROWDED_BYTES", 300_000)
     driver = drive(network())
     driver.ask(step("s", 1))

@@ -9,7 +9,7 @@ import pytest
 
 from rnnstream.wire.limits import PEEK_TOKENS, Limits
 from rnnstream.wire.replies import decode
-from rnnstream.worker import intake, peeks
+from rnnstream.worker import peeks
 from rnnstream.worker.stats import Stats
 from tests.engine.models import SPOILED, V, network, relu
 
@@ -242,7 +242,7 @@ def test_rates_are_those_of_the_last_seconds_also_after_silence() -> None:
 
 
 def test_a_connection_with_too_much_unanswered_is_busy_and_no_other(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "CONNECTION_BYTES", 100_000)
+    monkeypatch.setattr("rnnstream.worker.standing.CONNECTION_BYTES", 100_000)
     driver = drive(network())
     driver.ask(step("s", 1), step("other", 1))
     driver.handle((A, [step("s", 1, want="none")] * 60), *((A, [{"op": "hello"}]) for _ in range(100)))
