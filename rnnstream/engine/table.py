@@ -11,7 +11,6 @@ Sessions may be kept elsewhere too: `evict` and `place` are for whoever keeps th
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from rnnstream.engine.idle import Idle
 from rnnstream.engine.numbering import Numbering, Producers
 from rnnstream.engine.own_rows import OwnRows
 from rnnstream.engine.tombstones import Tombstone, Tombstones
@@ -26,8 +26,6 @@ from rnnstream.errors import Denied, Full
 from rnnstream.names import Name, owner_of
 
 Array = npt.NDArray[Any]
-
-SWEEP_S = 1e-7  # between two looks for idle sessions, for each row: looking takes a hundredth of that
 
 
 class Table:
@@ -75,10 +73,7 @@ class Table:
         self.t = np.empty(0, np.int64)
         self.opened_at = np.empty(0)
         self.moved_at = np.empty(0)
-        self._due: list[int] = []  # rows that have been idle for too long, when they were looked at last
-        self._sweep_at = 0.0  # no session can have been idle for too long before
-        self._sweep_free = 0.0  # nor is anybody looked for before
-        self._idle_s = math.inf
+        self._idle = Idle()
 
     def numbering_of(self, name: Name) -> Numbering:
         """What counts the producers of this name."""
@@ -218,7 +213,7 @@ class Table:
         self.opened_at[row], self.moved_at[row] = opened_at, moved_at
         self.producers[row] = producers or None
         self.numbering_of(name).adopt(producers)
-        self._sweep_at = min(self._sweep_at, max(moved_at + self._idle_s, self._sweep_free))
+        self._idle.came(moved_at)
 
     def bury(self, name: Name, why: Literal["closed", "expired"], producers: Producers) -> None:
         """A tombstone that was kept elsewhere comes back."""
@@ -263,7 +258,7 @@ class Table:
     def expire(self, now: float, idle_s: float, waited_for: Callable[[int], bool], most: int | None = None) -> list[Name]:
         """Close the sessions that have not moved for longer than `idle_s`; those that somebody waits for stay.
 
-        Called often, it looks at the rows seldom: when the first of them can be due, and not more often than `SWEEP_S` allows.
+        Called often, it looks at the rows seldom: see `Idle`.
 
         Args:
             now: seconds.
@@ -274,27 +269,18 @@ class Table:
         Returns:
             Their names.
         """
-        self._idle_s = idle_s
-        if not self._due and now >= self._sweep_at:
-            rows = np.frombuffer(self.live, np.uint8).nonzero()[0]
-            moved_at = self.moved_at[rows]
-            idle = moved_at < now - idle_s
-            self._due = rows[idle][::-1].tolist()
-            self._sweep_free = now + SWEEP_S * len(self.names)
-            self._sweep_at = max(float(moved_at[~idle].min(initial=now)) + idle_s, self._sweep_free)
         expired: list[Name] = []
-        while self._due and len(expired) != most:
-            row = self._due.pop()
-            if not self.live[row] or self.moved_at[row] >= now - idle_s:  # it has moved since, or is another one
-                continue
+        for row in self._idle.due(self.live, self.moved_at, now, idle_s):
             if waited_for(row):
-                self._sweep_at = now + SWEEP_S * len(self.names)
+                self._idle.again(now, len(self.names))
                 continue
             name = self.names[row]
             assert name is not None
             expired.append(name)
             self.close(row, "expired")
             self.free(row)
+            if len(expired) == most:
+                break
         return expired
 
     def _grow(self, capacity: int) -> None:
