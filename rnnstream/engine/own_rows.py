@@ -29,6 +29,11 @@ class OwnRows:
         if len(self._places) > 2 * len(self._rows) + SLACK:
             self._places = list(self._rows)
 
+    @property
+    def empty(self) -> bool:
+        """Whether the key has no row."""
+        return not self._rows
+
     def __len__(self) -> int:
         """How many places there are; the rows of some may have been given back."""
         return len(self._places)

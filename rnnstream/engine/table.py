@@ -12,7 +12,7 @@ Sessions may be kept elsewhere too: `evict` and `place` are for whoever keeps th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Literal
 
 import numpy as np
@@ -45,7 +45,8 @@ class Table:
         numberings: by owner: of its producers.
         absent: how many open sessions have no row here, for they are kept elsewhere.
         owned: how many open sessions each key has, here or elsewhere.
-        owned_since: by how much these have changed since somebody has cleared this.
+        owned_since: which names have opened (1) or ended (-1) since somebody has cleared this.
+        excused: names that are counted already, although nothing of them is here.
         most_owned: most open sessions of a key; None: no bound.
         forgotten: names whose tombstones were pushed out, for whoever keeps them elsewhere and empties this; None: nobody does.
     """
@@ -55,7 +56,8 @@ class Table:
         self.max_rows = max_sessions if max_rows is None else max_rows
         self.absent = 0
         self.owned: Counter[str] = Counter()
-        self.owned_since: Counter[str] = Counter()
+        self.owned_since: Counter[Name] = Counter()
+        self.excused: Container[Name] = ()
         self.most_owned: int | None = None
         self.forgotten: list[Name] | None = None
         self.numbering = numbering
@@ -92,7 +94,7 @@ class Table:
         if row is not None:
             return row
         if len(self.rows) >= self.max_rows:
-            raise Full(f"{self.max_rows} sessions are open or waited for, the limit; close one, or raise it.")
+            raise self._full(name, f"{self.max_rows} sessions are open or waited for")
         row = self._free.pop() if self._free else len(self.names)
         if row == len(self.names):
             self.names.append(None)
@@ -146,11 +148,17 @@ class Table:
             Denied: its owner has as many as a key may have.
         """
         owner = owner_of(name)
-        if owner and self.most_owned is not None and self.owned[owner] >= self.most_owned:
+        if owner and self.most_owned is not None and self.owned[owner] >= self.most_owned and name not in self.excused:
             told = f"this key has {self.owned[owner]} sessions open, and {self.most_owned} is the limit for a key"
             raise Denied(f"{name}: {told}; close one of them.")
         if self.open_count + self.absent >= self.max_sessions:
-            raise Full(f"{self.max_sessions} sessions are open, the limit; close one, or raise it.")
+            raise self._full(name, f"{self.max_sessions} sessions are open")
+
+    @staticmethod
+    def _full(name: Name, told: str) -> Full:
+        if owner_of(name):  # whom the number would tell how many sessions others have
+            return Full(f"{name}: the worker has no room for another session at present; close one, or ask its administrator.")
+        return Full(f"{told}, the limit; close one, or raise it.")
 
     def withdraw(self, row: int) -> None:
         """Undo an `open` that turned out to be for nothing: the name is as unknown as it was before."""
@@ -166,7 +174,7 @@ class Table:
         owner = owner_of(name)
         if owner:
             self.owned[owner] += by
-            self.owned_since[owner] += by
+            self.owned_since[name] += by
 
     def close(self, row: int, why: Literal["closed", "expired"] = "closed") -> None:
         """Forget the state of an open session; its name gets a tombstone, and keeps its row until `free`."""
@@ -240,7 +248,10 @@ class Table:
         assert name is not None
         del self.rows[name]
         if owner_of(name):
-            self.rows_of[owner_of(name)].remove(row)
+            own = self.rows_of[owner_of(name)]
+            own.remove(row)
+            if own.empty:
+                del self.rows_of[owner_of(name)]
         self.names[row] = self.producers[row] = None
         self._free.append(row)
 

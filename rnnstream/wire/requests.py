@@ -36,9 +36,8 @@ OPS: dict[str, tuple[str, ...]] = {  # the further keys of each; those with "ses
 }
 MOST_KEYS = 16  # of a map: no operation takes as many
 REQUIRED = ("session", "x", "xs", "to", "state")  # where an operation takes them at all
-ADMIN = ("owner", "all")  # keys that only an admin's key may send: they reach the sessions of others
-OWNER_CHARACTERS = 40  # of a public key in Z85
 OPTIONAL = (("open", "state"),)  # but for these
+OWNER_CHARACTERS = 40  # of a public key in Z85
 
 _pack = msgpack.Packer(autoreset=True).pack  # half the time of packb, which makes a packer each time
 _REPR = reprlib.Repr()  # of bounded length and depth

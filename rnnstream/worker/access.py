@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import time
@@ -34,6 +35,7 @@ class Access:
     Attributes:
         keys: all that are admitted.
         admins: the administrators' among them.
+        secret: known to this worker's key alone, and the same each time it is started with it.
     """
 
     def __init__(self, server_key: str | Path, allow: str | Path, admin: str | Path | None = None) -> None:
@@ -42,6 +44,7 @@ class Access:
         self._admin = None if admin is None else Folder(admin)
         self.keys: frozenset[str] = frozenset()
         self.admins: frozenset[str] = frozenset()
+        self.secret = b""
 
     def secure(self, socket: zmq.Socket[bytes]) -> None:
         """Read all files, and have a socket that is not bound yet speak CURVE and nothing else.
@@ -55,6 +58,7 @@ class Access:
                 f"libzmq {zmq.zmq_version()} was built here without CURVE, which keys need; the wheels of pyzmq bring one."
             )
         public, secret = read_pair(self._server_key)
+        self.secret = hashlib.blake2b(secret.encode(), digest_size=16, person=b"cursors").digest()
         for folder in self._folders:
             folder.read()
         self._gather()
@@ -67,8 +71,9 @@ class Access:
     def read_again(self) -> bool:
         """Read what has changed since; whether other keys are admitted now, or others are administrators.
 
-        A directory that cannot be read any more, or is gone, counts as it was read last, and that is logged as an error: a
-        worker does not turn everybody away because somebody moves a directory. So keys are removed by removing their files.
+        A directory that cannot be used any more, for it is gone or others can write to it, lets nobody new in, and that is logged
+        as an error. Whose file is no longer in it is out. Those of one that is gone stay: a worker does not turn everybody away
+        because somebody moves a directory.
         """
         before = self.keys, self.admins
         for folder in self._folders:
@@ -100,6 +105,7 @@ class Folder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.keys: frozenset[str] = frozenset()
+        self._files: dict[str, Path] = {}
         self._seen: list[Status] | None = None  # as it looked before it was read; None: look again
         self._problems: set[str] = set()
 
@@ -111,7 +117,7 @@ class Folder:
         """
         seen = self._look()
         keys, problems = read_directory(self.path)
-        self.keys, self._seen = frozenset(keys), seen
+        self.keys, self._files, self._seen = frozenset(keys), keys, seen
         self._tell(problems)
 
     def read_again(self) -> None:
@@ -121,12 +127,16 @@ class Folder:
                 self.read()
         except BadKey as problem:
             self._seen = None
-            self._tell([f"{problem} The {_count(self.keys, 'key')} that were in it stay admitted."], logging.ERROR)
+            if self.path.is_dir():  # nobody new is let in, but whose file is gone is out
+                self.keys = frozenset(key for key in self.keys if os.path.lexists(self._files[key]))
+            told = f"{str(problem).rstrip('.')}. Nobody new is admitted; of those before, {_count(self.keys, 'key')} stay."
+            self._tell([told], logging.ERROR)
 
     def _look(self) -> list[Status] | None:
         """What changes when a file does; None where that cannot be told."""
         try:
-            found = [_status("", self.path)] + [_status(name, self.path / name) for name in os.listdir(self.path)]
+            with os.scandir(self.path) as entries:
+                found = [_status("", self.path), *(_status(entry.name, entry) for entry in entries)]
         except OSError:
             return None
         newest = max(changed_ns for _, changed_ns, *_ in found)
@@ -139,9 +149,9 @@ class Folder:
         self._problems = set(problems)
 
 
-def _status(name: str, path: Path) -> Status:
+def _status(name: str, file: Path | os.DirEntry[str]) -> Status:
     try:
-        status = path.stat()
+        status = file.stat()
     except FileNotFoundError:  # a link that leads nowhere, or it is gone already
         return name, 0, 0, 0, 0
     return name, status.st_ctime_ns, status.st_mtime_ns, status.st_size, status.st_ino

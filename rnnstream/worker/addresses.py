@@ -51,7 +51,7 @@ def log_reach(addresses: Iterable[str]) -> None:
     for address in addresses:
         who = reach(address)
         if who == OTHERS:
-            log.warning("INSECURE: %s %s can read, change and end every session, unseen and unencrypted", who, address)
+            log.warning("INSECURE: %s %s can read, change and end every session", who, address)
         else:
             log.info("open: %s can use %s, and every session", who, address)
 

@@ -13,7 +13,7 @@ from rnnstream.engine.engine import Engine
 from rnnstream.engine.numbering import SHARE
 from rnnstream.engine.rows import Peek
 from rnnstream.engine.snapshot import snapshot_bytes
-from rnnstream.errors import Internal, RequestError
+from rnnstream.errors import BadRequest, Internal, RequestError
 from rnnstream.model.step import StepModel
 from rnnstream.names import Name, owner_of
 from rnnstream.prediction import Prediction
@@ -22,11 +22,13 @@ from rnnstream.wire.limits import PRODUCER_BYTES, PROTOCOL, SESSION_BYTES, Limit
 from rnnstream.wire.requests import OWNER_CHARACTERS, Request
 from rnnstream.worker.cursors import Cursors
 from rnnstream.worker.keeper import Keeper
+from rnnstream.worker.residence import STORED
 from rnnstream.worker.stats import Stats
 
 log = logging.getLogger("rnnstream.worker")
 
 SCAN = 10_000  # rows that `sessions` requests look through in one turn, so that they hold nobody up: about 1 ms
+MOST_CURSOR = 2 * STORED  # no cursor is beyond: of all numbers, one in eight millions is below
 OWNED_SCAN = SCAN // SHARE  # likewise for each key, so that nobody's pages are cut short by what others list
 ERROR_BYTES = 1000  # of an error, or an ordinary reply without its label: names, values and ids in them are bounded
 Y_BYTES = 150  # of a prediction in a peek without its label and further numbers: keys, p, surprisal
@@ -215,7 +217,13 @@ class Answers:
         """A page of the names of open sessions: all, or those of the request's owner."""
         page = self.engine.page if self._keeper is None else self._keeper.page
         owner = None if request.all else request.owner or ""
-        after = self._cursors.unsealed(request.after, owner) if owner and request.after else request.after
+        after = request.after
+        if owner and after:
+            after = self._cursors.unsealed(after, owner)
+            if after > MOST_CURSOR:  # else a listing would end before its end, and nobody would know
+                raise BadRequest(
+                    f"after is {request.after}; this worker gave this key no such cursor. Begin anew.", field="after"
+                )
         scan = self._scans.get(owner, OWNED_SCAN if owner else SCAN)
         names, following, looked_at = page(request.prefix, after, request.limit, max(1, scan), owner)
         self._scans[owner] = scan - looked_at

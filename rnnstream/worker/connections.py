@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import zmq
 
+from rnnstream.engine.numbering import SHARE
 from rnnstream.worker.queue import Address, routing_id
 
 log = logging.getLogger("rnnstream.worker")
@@ -87,16 +88,17 @@ class Connections:
     All but `claim` is called with `lock` held, which `claim` takes where it must.
 
     Args:
-        most: connections at a time; those beyond are cut.
+        most: connections at a time; one is cut for each beyond.
 
     Attributes:
+        of_key: most of these for a key, so that one alone does not take all the places.
         lock: see above.
         keys: those that are admitted; none on an open worker, which asks nobody for one.
         refused: handshakes that failed, and connections beyond the most.
     """
 
     def __init__(self, most: int) -> None:
-        self.most = most
+        self.most, self.of_key = most, max(1, most // SHARE)
         self.lock = threading.Lock()
         self.keys: frozenset[str] = frozenset()
         self.refused = 0
@@ -109,6 +111,8 @@ class Connections:
         self._doomed: list[Connection] = []  # since `take_doomed`
         self._told: set[str] = set()
         self._crowded = False
+        self._quiet: dict[int, Connection] = {}  # by descriptor: those that have said nothing, the oldest first
+        self._of_key: Counter[str] = Counter()  # connections that have said something
 
     def __len__(self) -> int:
         return len(self._open)
@@ -119,17 +123,22 @@ class Connections:
         """A connection was accepted."""
         self.ended(descriptor)  # ZeroMQ has told so, or will not tell any more
         connection = self._open[descriptor] = Connection(descriptor, inode, self._next())
+        self._quiet[descriptor] = connection
         if len(self._open) > self.most:
-            self._doom(connection)
+            # With keys, whoever has said nothing for longest: else those who hold places and say nothing kept everybody out.
+            self._doom(next(iter(self._quiet.values())) if self.keys else connection)
             self.refused += 1
             if not self._crowded:
-                log.warning("there are %d connections, as many as may be: whoever comes now is cut", self.most)
+                who = "for each that comes, the one that has been silent for longest" if self.keys else "whoever comes now"
+                log.warning("there are %d connections, as many as may be: %s is cut", self.most, who)
             self._crowded = True
 
     def ended(self, descriptor: int) -> None:
         """A connection has ended; harmless if there is none."""
         connection = self._open.pop(descriptor, None)
+        self._quiet.pop(descriptor, None)
         if connection is not None and connection.caller is not None:
+            self._of_key[_key(connection.caller.user)] -= 1
             self._silence(connection.caller)
             self._ended.append(connection.caller)
         if connection is not None and connection.doomed and self._failed_last:
@@ -147,12 +156,15 @@ class Connections:
         """What the messages of a connection with this key shall carry; None if the key is not admitted."""
         if key in self.keys:
             return f"{key} {self._next()}"
-        if key not in self._told:
+        self._tell_once(f"a key that is not admitted was refused: {key}")
+        return None
+
+    def _tell_once(self, line: str) -> None:
+        if line not in self._told:
             if len(self._told) == TOLD_KEYS:
                 self._told.clear()
-            self._told.add(key)
-            log.warning("a key that is not admitted was refused: %s", key)
-        return None
+            self._told.add(line)
+            log.warning("%s", line)
 
     def set_keys(self, keys: Iterable[str]) -> None:
         """From now on these keys are admitted. Connections of others, and those whose key is not known yet, are to be cut."""
@@ -174,6 +186,13 @@ class Connections:
         """Connections to be cut, each of them once; not those that have ended by themselves."""
         doomed, self._doomed = self._doomed, []
         return [connection for connection in doomed if self._open.get(connection.descriptor) is connection]
+
+    def cut(self, id: bytes) -> None:
+        """The connection with this routing id does not read: without it, nothing of it is left in memory."""
+        caller = self._callers.get(id)
+        for connection in self._open.values():
+            if caller is not None and connection.caller is caller:
+                self._doom(connection)
 
     # What the loop asks ---------------------------------------------------------------------------------------------------
 
@@ -239,16 +258,22 @@ class Connections:
         connection = self._open.get(_descriptor(body))
         if connection is not None and (connection.number > number or connection.caller is not None):
             connection = None  # another one; that of this message has ended
-        before = self._callers.get(id)
-        if _key(user) not in self.keys or (before is not None and (before.flying or not before.silent)):
+        before, key = self._callers.get(id), _key(user)
+        crowded = connection is not None and self._of_key[key] >= self.of_key
+        if crowded:
+            self.refused += 1
+            self._tell_once(f"a key has {self.of_key} connections, as many as a key may have; further ones are cut: {key}")
+        if crowded or key not in self.keys or (before is not None and (before.flying or not before.silent)):
             # Somebody else's replies go to this routing id, or still might. A new connection gets an id of its own.
             if connection is not None:
                 self._doom(connection)
             return None
         own = len(id) == OWN_ID_BYTES and id[0] == 0 and before is None
-        caller = self._callers[id] = Caller(id, user, _key(user) if own else None)
+        caller = self._callers[id] = Caller(id, user, key if own else None)
         if connection is not None:
             connection.caller = caller
+            self._of_key[key] += 1
+            self._quiet.pop(connection.descriptor, None)
         else:
             caller.silent = True
             self._ended.append(caller)
@@ -267,9 +292,10 @@ class Connections:
         if not connection.doomed:
             connection.doomed = True
             self._doomed.append(connection)
+            self._quiet.pop(connection.descriptor, None)
 
     def check(self) -> None:
-        """Assert what always holds, where no message is on its way between `claim` and `living`."""
+        """Assert what always holds."""
         heard = [connection.caller for connection in self._open.values() if connection.caller is not None]
         for descriptor, connection in self._open.items():
             assert connection.descriptor == descriptor
@@ -285,6 +311,9 @@ class Connections:
             assert (caller in ended) != (caller in heard)
             assert caller.flying >= 0
         assert all(caller.silent for caller in ended)
+        assert +self._of_key == Counter(_key(caller.user) for caller in heard)
+        quiet = {at: one for at, one in self._open.items() if one.caller is None and not one.doomed}
+        assert self._quiet == quiet
         numbers = [connection.number for connection in self._open.values()]
         assert len(set(numbers)) == len(numbers)
 

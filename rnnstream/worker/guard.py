@@ -28,7 +28,7 @@ from rnnstream.worker.stats import Stats
 
 log = logging.getLogger("rnnstream.worker")
 
-LOOK_S = 1.0  # between looks at the folders: how long a key that was taken away is still good. A look costs 2 us a file
+LOOK_S = 1.0  # between looks at the folders: how long a key that was taken away is still good. A look costs 5 us a file
 FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 NO_SOCKET = 0  # no inode has this number
 EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED | FAILED
@@ -71,26 +71,32 @@ class Guard:
     ) -> None:
         self._router, self._connections, self._stats, self._access, self._stop = router, connections, stats, access, stop
         self._thread = threading.Thread(target=self._run, name="rnnstream-guard", daemon=True)
+        self._zap: Zap | None = None
         self._problem: Exception | None = None
 
     def __enter__(self) -> Guard:
         """Begin to watch."""
-        self._monitor = self._router.get_monitor_socket(EVENTS)
-        self._zap = Zap(self._router.context, self._connections) if self._access is not None else None
-        if self._zap is not None:
-            self._zap.start()
-        # Cutting takes a descriptor of our own, and when there are too many connections there may be none left.
-        self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._spare = os.dup(self._null)
-        self._thread.start()
+        with contextlib.ExitStack() as stack:
+            # Cutting takes a descriptor of our own, and when there are too many connections there may be none left.
+            self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, self._null)
+            self._spare = os.dup(self._null)
+            stack.callback(os.close, self._spare)
+            self._monitor = stack.enter_context(self._router.get_monitor_socket(EVENTS))
+            stack.callback(self._router.disable_monitor)
+            if self._access is not None:
+                self._zap = Zap(self._router.context, self._connections)
+                stack.callback(self._zap.stop)
+                self._zap.start()
+            self._thread.start()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
         """End it; raises `RnnstreamError` if it had failed. The socket may not be closed yet."""
         self._router.disable_monitor()  # which the thread hears
         self._thread.join()
-        os.close(self._spare)
-        os.close(self._null)
+        self._stack.close()
         if self._problem is not None:
             raise RnnstreamError(
                 f"The worker has stopped, for the thread that admits and cuts connections failed: {self._problem!r}."
@@ -109,9 +115,6 @@ class Guard:
             self._stop()
             while _event(self._monitor.recv_multipart())[0] != zmq.EVENT_MONITOR_STOPPED:
                 pass  # somebody has to read them: ZeroMQ waits when there are too many
-        if self._zap is not None:
-            self._zap.stop()
-        self._monitor.close()
 
     def _watch(self) -> None:
         connections, access, zap = self._connections, self._access, self._zap

@@ -27,7 +27,7 @@ from rnnstream.worker.refusals import Refusals
 from rnnstream.worker.standing import Standing
 
 MOST_WAITING = 65_536  # requests: beyond them nothing is read, and ZeroMQ and TCP hold the producers back
-MOST_HELD_BYTES = 64 << 20  # of replies that wait behind others of their connection: likewise
+MOST_HELD_BYTES = 128 << 20  # of replies that wait behind others of their connection: likewise; four times what is next
 CROWDED_BYTES = 32 << 20  # of these for one connection or one key, whose `busy` beyond 16 MiB are replies too: it is cut off
 
 

@@ -77,6 +77,10 @@ class Keeper:
         engine.table.absent = self._kept_open = found.sessions
         engine.table.forgotten = []
         engine.table.owned.update(found.owned)
+        engine.table.excused = self.residence.damaged
+        self._lost_open: dict[
+            Name, int
+        ] = {}  # of the owned ones that were dropped: 1 for those that were open before the group
 
     def attach(
         self, row_of: Callable[[Name], int], waited_for: Callable[[int], bool], rebuild: Callable[[set[Name]], None]
@@ -243,14 +247,18 @@ class Keeper:
         """The group could not be kept: let go of its sessions. Nobody may wait for a row."""
         table = self._engine.table
         names = self._changed.keys() | {name for batch in self._batches for name in batch.names}
+        was_open = {name: self._open(name) for name in names if owner_of(name)}
         for name in names:
             table.drop(name)
         self.residence.has_row -= names
         self.residence.absent.clear()
         self._lost |= names
         table.absent = self._kept_open - table.open_count
-        table.owned.subtract(table.owned_since)
-        table.owned_since.clear()
+        for name in filter(owner_of, names):
+            # Counted as before the group, for as long as it is not known what became of it.
+            since = table.owned_since.pop(name, 0)
+            table.owned[owner_of(name)] -= since
+            self._lost_open[name] = was_open[name] - since
         self._batches, self._changed = [], {}
 
     def _try_again(self, now: float) -> None:
@@ -331,6 +339,9 @@ class Keeper:
         finally:
             table.absent = max(0, kept_open - table.open_count)  # less, where a write that failed was kept all the same
             table.owned, table.owned_since = owned, since
+        for name, before in self._lost_open.items():  # another count, where a write that failed was kept all the same
+            table.owned[owner_of(name)] += self._open(name) - before
+        self._lost_open = {}
         self.changed(*filter(self._open, self._lost))
         self._lost = set()
 

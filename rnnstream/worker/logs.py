@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-LINES = 10  # a second, of each level: of 150 bytes, 130 MB a day. More lines say nothing more than that there are many
+LINES = 10  # a second, of each kind: of 150 bytes, 130 MB a day. More lines say nothing more than that there are many
 CHARACTERS = 1000  # of a line; the names in it have 200 at most
 TRACEBACK_CHARACTERS = 10_000  # some 100 lines
 
@@ -20,7 +20,7 @@ class PeerLog(logging.Filter):
 
     A filter of a logger is not asked about what the loggers below it log: it belongs on each of those that peers can have log.
     The first line that is held back in a second is replaced by one that says so, and the next that passes says how many were.
-    Levels are counted apart, so that nobody can hide an error behind warnings.
+    Lines of a kind are counted apart, so that nobody can hide one behind others.
 
     Args:
         clock: seconds, monotonic.
@@ -31,7 +31,7 @@ class PeerLog(logging.Filter):
         self._clock = clock
         self._lock = threading.Lock()
         self._second = 0
-        self._lines: Counter[int] = Counter()  # of this second, by level
+        self._lines: Counter[tuple[int, str]] = Counter()  # of this second, by level and text without its values
         self._held = 0  # lines that nobody was told of
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -41,8 +41,9 @@ class PeerLog(logging.Filter):
             if second != self._second:
                 self._second = second
                 self._lines.clear()
-            self._lines[record.levelno] += 1
-            beyond = self._lines[record.levelno] - LINES
+            kind = record.levelno, str(record.msg)
+            self._lines[kind] += 1
+            beyond = self._lines[kind] - LINES
             if beyond > 0:
                 self._held += 1
             elif self._held:

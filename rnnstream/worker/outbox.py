@@ -59,6 +59,7 @@ class Outbox:
         self._now = self._tried_at = 0.0
         self.cut: OrderedDict[bytes, None] = OrderedDict()
         self.cut_count = 0
+        self._cut_now: list[bytes] = []
         self.dropped = 0
 
     def __bool__(self) -> bool:
@@ -119,9 +120,15 @@ class Outbox:
         self.dropped += len(backlog.replies) if backlog is not None else 0
         self.cut[peer] = None
         self.cut_count += 1
+        self._cut_now.append(peer)
         if len(self.cut) > CUT_PEERS:
             self.cut.popitem(last=False)
         log.warning("peer %s does not read its replies: cut off, %d replies dropped so far", peer.hex(), self.dropped)
+
+    def take_cut(self) -> list[bytes]:
+        """Who was cut off; says so once."""
+        cut, self._cut_now = self._cut_now, []
+        return cut
 
     def let_go(self, peer: bytes) -> None:
         """Nothing that waits may reach this routing id any more: its connection has ended, and somebody else may take it."""

@@ -37,7 +37,7 @@ class Peeks:
             UnknownSession: there is nothing to peek at.
         """
         if len(self) >= MOST_PEEKS:
-            raise busy(f"{MOST_PEEKS} peeks are under way")
+            raise busy("Too many peeks are under way" if body.owner else f"{MOST_PEEKS} peeks are under way")
         if body.owner and sum(other.owner == body.owner for *_, other, _ in self._under_way) >= OWNED_PEEKS:
             raise busy(f"{OWNED_PEEKS} peeks of this key are under way")
         peek = self._engine.peek_row(row, request.xs, request.want, request.surprisal)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+LEAST_RATE = 1e-3  # requests a second: one in a quarter of an hour
 WAITING = 16_384  # requests: a quarter of what a worker lets wait, so that one user alone does not stop the reading for all
 
 
@@ -15,11 +17,20 @@ class Quotas:
         sessions: most sessions that are open, in memory and in the store; None: a quarter of what the worker has room for.
         waiting: most requests that wait their turn.
         rate: most requests a second, with as many at once after a second of silence; None: no bound.
+
+    Raises:
+        ValueError: one of them is below 1, or `rate` below `LEAST_RATE`.
     """
 
     sessions: int | None = None
     waiting: int = WAITING
     rate: float | None = None
+
+    def __post_init__(self) -> None:
+        for key, least in (("sessions", 1), ("waiting", 1), ("rate", LEAST_RATE)):
+            value = getattr(self, key)
+            if value is not None and not (value >= least and math.isfinite(value)):
+                raise ValueError(f"{key} is {value}; it is a number from {least}.")
 
 
 class Rates:

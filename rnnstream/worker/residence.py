@@ -10,7 +10,7 @@ import numpy as np
 
 from rnnstream.engine.engine import Engine
 from rnnstream.errors import StoreError
-from rnnstream.names import Name
+from rnnstream.names import Name, owner_of
 from rnnstream.store.interface import Saved, Store
 from rnnstream.worker.arrears import Arrears
 from rnnstream.worker.saving import fits, unpacked
@@ -81,12 +81,12 @@ class Residence:
         table = self._engine.table
         found, damaged = self._store.load(list(names))
         for name in damaged:
-            log.error("session %s: its row in the store is damaged; see rnnstream store check", name)
+            log.error("session %s%s: its row in the store is damaged; see rnnstream store check", name, _of(name))
         self.damaged.update(damaged)
         whole: dict[Name, Saved] = {}
         for saved in found:
             if not fits(saved, table.states):
-                log.error("session %s: its row in the store is no session's of this model", saved.name)
+                log.error("session %s%s: its row in the store is no session's of this model", saved.name, _of(saved.name))
                 self.damaged.add(saved.name)
                 continue
             whole[saved.name] = saved
@@ -105,8 +105,12 @@ class Residence:
         Raises:
             StoreError: it is damaged.
         """
+        table = self._engine.table
         for name in names:
-            if name in self.damaged:
+            row = table.rows.get(name)
+            # What is here was reset since, and the damaged row is replaced by the next write.
+            here = name in table.tombstones or (row is not None and table.live[row])
+            if name in self.damaged and not here:
                 raise StoreError(
                     f"{name}: its row in the store is damaged (see rnnstream store check); reset starts it anew.",
                     retry_after_ms=DAMAGED_MS,
@@ -202,3 +206,8 @@ class Residence:
         """Assert what always holds between turns."""
         table = self._engine.table
         assert all(name in table.rows and table.live[table.rows[name]] for name in self.has_row)
+
+
+def _of(name: Name) -> str:
+    """Whose it is, for the log."""
+    return f" of {owner_of(name)}" if owner_of(name) else ""

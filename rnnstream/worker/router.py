@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import logging
 import os
 import time
 from collections import Counter
@@ -18,6 +18,8 @@ from rnnstream.worker.connections import Connections
 from rnnstream.worker.core import Core
 from rnnstream.worker.outbox import RETRY_S, Outbox
 from rnnstream.worker.queue import Address, routing_id
+
+log = logging.getLogger("rnnstream.worker")
 
 # A turn takes in what has arrived, a chunk at a time, until nothing is left or it has lasted for long enough. It ends with the
 # first, small chunk where most of that comes from one connection that is not alone: whoever floods makes the turns short, and
@@ -55,11 +57,13 @@ def socket_for(context: zmq.Context[zmq.Socket[bytes]], *, frame_bytes: int) -> 
 def _stir() -> None:
     """Have ZeroMQ number its connections from where nobody can guess.
 
-    It takes the first routing id from the C library's rand(), which it has seeded with the time. A peer that could tell the
-    next one, and claim it for itself, would end the whole process by an assertion of libzmq 4.3.5.
+    It takes the first routing id from the C library's rand(), which it does not seed: each process would begin at the same. A
+    peer that could tell the next one, and claim it for itself, would end the whole process by an assertion of libzmq 4.3.5.
     """
-    with contextlib.suppress(OSError, AttributeError):
+    try:
         ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4)))
+    except (OSError, AttributeError):
+        log.warning("the C library has no srand: peers can guess the routing ids of others, and end this process by that")
 
 
 class Router:
@@ -140,6 +144,11 @@ class Router:
         self._send(core.turn(now), now)
         for peer in core.take_crowded():
             outbox.cut_off(peer)
+        cut, connections = outbox.take_cut(), self._connections
+        if cut and connections is not None:  # what its pipe holds is not let go of before the connection ends
+            with connections.lock:
+                for peer in cut:
+                    connections.cut(peer)
         core.stats.dropped, core.stats.cut_off = outbox.dropped, outbox.cut_count
         core.sent(self._clock())
 

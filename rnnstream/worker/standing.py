@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from rnnstream.errors import Denied, RequestError
+from rnnstream.errors import BadRequest, Denied, RequestError
 from rnnstream.names import Owned
 from rnnstream.wire.requests import Request
 from rnnstream.worker.queue import Order
@@ -30,9 +30,12 @@ class Standing:
     def __init__(self, quotas: Quotas, is_admin: Callable[[str], bool], order: Order) -> None:
         self._quotas, self._is_admin, self._order = quotas, is_admin, order
         self.rates = Rates(quotas.rate) if quotas.rate is not None else None
-        self._chosen_id = Denied("This connection has chosen its routing id; a connection to this worker has none of its own.")
-        self._connection_busy = busy("Too much of this connection is unanswered")
-        self._key_busy = busy("Too much of this key is unanswered")
+        self._chosen_id = Denied(
+            "This connection has a routing id that was chosen or is another's; leave ZMQ_ROUTING_ID unset, and connect again."
+        )
+        told = f"replies that wait behind unanswered requests may take {CONNECTION_BYTES:,} bytes, and take more"
+        self._connection_busy = busy(f"Of a connection, {told}")
+        self._key_busy = busy(f"Of a key, {told}")
         self._quota_busy = busy(f"{quotas.waiting} requests of a key may wait, and with this body's there would be more")
 
     def refusal(self, user: str | None, now: float) -> RequestError | None:
@@ -75,7 +78,14 @@ class Standing:
             request.owner = user
         elif not (user and self._is_admin(user)):
             key = "all" if request.all else "owner"
+            if not user:
+                raise Denied(f"{request.op} has {key}; this worker knows no keys, and all sessions are everybody's.")
             raise Denied(f"{request.op} has {key}; only an admin's key may ask for the sessions of others.")
+        elif request.producer is not None:
+            raise BadRequest(
+                f"{request.op} has owner and producer; the numbers in a session of somebody else are its owner's.",
+                field="producer",
+            )
         if request.owner:
             request.session = Owned(request.owner, str(request.session))
             request.to = Owned(request.owner, str(request.to)) if request.to else ""

@@ -114,6 +114,8 @@ class Worker:
             raise ValueError("server_key and allow go together: a worker's key, and the directory of those that are admitted.")
         if server_key is None and (admin is not None or quotas is not None):
             raise ValueError("admin and quotas go with server_key and allow: without keys, all users are the same.")
+        if server_key is not None and insecure:
+            raise ValueError("insecure is for a worker without keys; leave it, or server_key and allow, out.")
         self._bind = [bind] if isinstance(bind, str) else list(bind)
         if server_key is None and not insecure and (others := exposed(self._bind)):
             raise ValueError(
@@ -193,13 +195,15 @@ class Worker:
         """Have the loop end, whichever thread this is."""
         with self._lock:
             self._stopping = True
-            if self._router is not None and self._context is not None:
+            if self._router is not None:
                 self._router.stopping = True
-                with self._context.socket(zmq.DEALER) as socket:  # the loop waits in a read: give it something to read
-                    socket.setsockopt(zmq.LINGER, 1000)
-                    socket.connect(self._inproc)
-                    with contextlib.suppress(zmq.Again):  # its socket is closing: it waits for this lock
-                        socket.send(self._wake, zmq.NOBLOCK)
+                with contextlib.suppress(zmq.Again):  # it has been woken a thousand times
+                    self._waker.send(self._wake, zmq.NOBLOCK)  # the loop waits in a read: give it something to read
+
+    def _let_go(self) -> None:
+        """Nobody wakes the loop from here on."""
+        with self._lock:
+            self._router = None
 
     @property
     def _inproc(self) -> str:
@@ -229,6 +233,11 @@ class Worker:
                 stack.callback(log.removeFilter, peer_log)
                 access = self._access
                 keeper = self._open_store(stack) if self._store is not None else None
+                socket = stack.enter_context(socket_for(self._context, frame_bytes=self._limits.frame_bytes))
+                connections = Connections(most_connections())
+                if access is not None:
+                    access.secure(socket)
+                    connections.set_keys(access.keys)
                 core = Core(
                     self.engine,
                     worker=self.id,
@@ -238,15 +247,13 @@ class Worker:
                     hold_s=HOLD_S.get(self._store.durability, 0.0) if self._store is not None else 0.0,
                     quotas=self._quotas,
                     is_admin=lambda key: access is not None and key in access.admins,
-                    secret=os.urandom(16),
+                    secret=b"" if access is None else access.secret,
                 )
-                socket = stack.enter_context(socket_for(self._context, frame_bytes=self._limits.frame_bytes))
-                connections = Connections(most_connections())
-                if access is not None:
-                    access.secure(socket)
-                    connections.set_keys(access.keys)
                 stack.enter_context(Guard(socket, connections, stats=core.stats, access=access, stop=self._end))
                 socket.bind(self._inproc)
+                # Made before it is needed: when there are no descriptors left, the worker can still be stopped.
+                self._waker = stack.enter_context(self._context.socket(zmq.DEALER))
+                self._waker.connect(self._inproc)
                 for address in self._bind:
                     self.addresses.append(bind(socket, address))
                     if access is None and not self._insecure and exposed(self.addresses):
@@ -259,10 +266,9 @@ class Worker:
                 router = Router(socket, core, wake=self._wake, clock=clock, connections=None if access is None else connections)
                 with self._lock:
                     self._router, router.stopping = router, self._stopping
+                stack.callback(self._let_go)
                 yield router
         finally:
-            with self._lock:  # nobody wakes it from here on
-                self._router = None
             self.addresses = []
             self._context.term()
             self._context = None

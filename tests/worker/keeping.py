@@ -233,9 +233,9 @@ def op(op: str, session: str, **more: Any) -> dict[str, Any]:
     return {"op": op, "session": session, **more}
 
 
-def seen(driver: Kept, session: str) -> Any:
+def seen(driver: Driver, session: str, address: Address = b"asker") -> Any:
     """Step count and state of a session, or why it is not open."""
-    (told,) = driver.ask(op("snapshot", session))
+    (told,) = driver.ask(op("snapshot", session), address=address)
     return told.get("why") or (told["t"], told["state"])
 
 

@@ -172,9 +172,28 @@ def test_a_folder_that_vanishes_keeps_its_keys_and_is_told_of_as_an_error(
     (record,) = caplog.records
     assert record.levelname == "ERROR"
     assert f"{tmp_path}/allow" in record.getMessage()
-    assert record.getMessage().endswith("The 1 key that were in it stay admitted.")
+    assert record.getMessage().endswith(". Nobody new is admitted; of those before, 1 key stay.")
     assert folder.keys == {alice}
     os.rename(tmp_path / "away", tmp_path / "allow")
     (tmp_path / "allow" / "alice.key").unlink()
     folder.read_again()
     assert folder.keys == frozenset()
+
+
+def test_a_folder_that_others_can_write_to_lets_nobody_in_and_whose_file_is_gone_is_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle(monkeypatch)
+    alice, bob = put(tmp_path / "allow", "alice"), put(tmp_path / "allow", "bob")
+    folder = Folder(tmp_path / "allow")
+    folder.read()
+    assert folder.keys == {alice, bob}
+    carol = put(tmp_path / "allow", "carol")
+    (tmp_path / "allow").chmod(0o777)
+    (tmp_path / "allow" / "alice.key").unlink()
+    folder.read_again()
+    assert folder.keys == {bob}
+    assert caplog.records[-1].levelname == "ERROR"
+    (tmp_path / "allow").chmod(0o700)
+    folder.read_again()
+    assert folder.keys == {bob, carol}

@@ -235,9 +235,45 @@ def test_what_is_never_answered_is_forgotten_when_nothing_waits(
 # How many -------------------------------------------------------------------------------------------------------------
 
 
-def test_connections_beyond_the_limit_are_cut_the_newest_ones(
-    connections: Connections, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_with_keys_whoever_is_silent_for_longest_makes_room(connections: Connections) -> None:
+    alice = admitted(connections, 1, ALICE)
+    assert claimed(connections, FIRST, alice, 1) == ALICE
+    for descriptor in range(2, 7):
+        connections.accepted(descriptor, 1000)
+    assert doomed(connections) == [2, 3]  # not the one that has spoken, nor the newest
+    connections.accepted(8, 1000)
+    assert doomed(connections) == [4]
+    connections.check()
+
+
+def test_a_key_has_a_quarter_of_the_connections(caplog: pytest.LogCaptureFixture) -> None:
+    connections = Connections(most=8)
+    connections.set_keys({ALICE, BOB})
+    users = [admitted(connections, descriptor, ALICE) for descriptor in range(4)]
+    ids = [b"\0\0\0\0%d" % descriptor for descriptor in range(5)]
+    claims = [claimed(connections, ids[descriptor], users[descriptor], descriptor) for descriptor in range(4)]
+    assert claims == [ALICE, ALICE, "dropped", "dropped"]
+    assert doomed(connections) == [2, 3]
+    told = f"a key has 2 connections, as many as a key may have; further ones are cut: {ALICE}"
+    assert [record.getMessage() for record in caplog.records] == [told]
+    assert claimed(connections, ids[4], admitted(connections, 4, BOB), 4) == BOB
+    for descriptor in range(4):
+        connections.ended(descriptor)
+    assert claimed(connections, b"\0\0\0\0x", admitted(connections, 5, ALICE), 5) == ALICE
+    connections.check()
+
+
+def test_whoever_is_cut_off_loses_the_connection(connections: Connections) -> None:
+    alice = admitted(connections, 7, ALICE)
+    assert claimed(connections, FIRST, alice, 7) == ALICE
+    connections.cut(SECOND)
+    assert doomed(connections) == []
+    connections.cut(FIRST)
+    assert doomed(connections) == [7]
+
+
+def test_connections_beyond_the_limit_are_cut_the_newest_ones(caplog: pytest.LogCaptureFixture) -> None:
+    connections = Connections(most=4)  # of a worker without keys
     for descriptor in range(6):
         connections.accepted(descriptor, 1000)
     assert doomed(connections) == [4, 5]

@@ -147,6 +147,22 @@ def test_replies_to_a_peer_that_is_gone_are_dropped_and_counted(ends: Ends) -> N
     assert ends.outbox._waiting == {}
 
 
+def test_of_a_peer_that_was_let_go_nothing_waits_for_whoever_has_its_routing_id_next(ends: Ends) -> None:
+    slow, id = ends.peer()
+    ends.send(*[(id, b"old")] * 10)
+    assert ends.outbox
+    ends.outbox.let_go(id)
+    assert not ends.outbox
+    assert ends.outbox.dropped == 10 - ROOM
+    assert (ends.outbox.cut_count, len(ends.outbox.cut)) == (0, 0)
+    assert read(slow) == [[b"old"]] * ROOM  # these were in its pipe
+    ends.send((id, b"new"), later=True)  # as to a new one
+    assert read(slow) == [[b"new"]]
+    ends.outbox.let_go(id)
+    ends.outbox.let_go(b"nobody")
+    assert ends.outbox.dropped == 10 - ROOM
+
+
 def test_only_so_many_cut_peers_are_remembered(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_BYTES", 100)
     monkeypatch.setattr(module, "CUT_PEERS", 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from pathlib import Path
@@ -14,6 +15,8 @@ import zmq
 import rnnstream
 from rnnstream.errors import RnnstreamError
 from rnnstream.wire.replies import decode
+from rnnstream.worker import router as router_module
+from rnnstream.worker import worker as worker_module
 from rnnstream.worker.worker import Worker
 from tests.engine.models import V, network
 
@@ -151,6 +154,17 @@ def test_a_frame_over_the_limit_ends_its_connection_and_no_other() -> None:
         events.close()
         assert codes(giant.ask(step("again", 1))) == [1]  # on a connection of its own
         stream.go()
+
+
+def test_whoever_connects_and_says_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router_module, "HANDSHAKE_MS", 50)
+    with serving(network()) as worker, Peer(worker) as peer:
+        peer.ask({"op": "ping"})
+        host, port = worker.addresses[0].removeprefix("tcp://").split(":")
+        with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as silent:
+            while silent.recv(100):  # its greeting
+                pass
+        assert codes(peer.ask(step("s", 1))) == [1]  # whoever has said who he is may be silent
 
 
 def test_garbage_of_one_peer_harms_no_other() -> None:
@@ -327,6 +341,60 @@ def test_an_address_that_is_none(address: str) -> None:
 def test_a_port_that_is_none(port: str) -> None:
     with pytest.raises(RnnstreamError, match="Cannot listen at"):
         Worker(network(), f"tcp://127.0.0.1:{port}").start()
+
+
+@pytest.mark.parametrize("address", ["tcp://0.0.0.0:*", "tcp://*:*", "ipc://@rnnstream-test", "udp://127.0.0.1:5"])
+def test_an_address_that_others_can_reach_is_refused_without_keys(address: str) -> None:
+    with pytest.raises(ValueError, match="and without keys they could read and change every session") as caught:
+        Worker(network(), bind=["tcp://127.0.0.1:*", address])
+    assert str(caught.value).startswith(f"Others can reach {address}, ")
+
+
+def test_insecure_binds_it_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(network(), bind="tcp://0.0.0.0:*", insecure=True) as worker:
+        (address,) = worker.addresses
+        assert [record.getMessage() for record in caplog.records] == [
+            f"INSECURE: anybody who reaches {address} can read, change and end every session"
+        ]
+
+
+def test_a_name_that_is_others_here_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "bind", lambda socket, address: "tcp://10.1.2.3:5555")  # what a hosts file could say
+    worker = Worker(network(), bind="tcp://localhost:5555")
+    with pytest.raises(RnnstreamError, match=r"tcp://localhost:5555 is tcp://10.1.2.3:5555 here, which others can reach"):
+        worker.start()
+    assert worker.addresses == []
+
+
+def test_a_libzmq_with_known_faults_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(network(), bind=ANYWHERE)
+    with monkeypatch.context() as patch:
+        patch.setattr(zmq, "zmq_version_info", lambda: (4, 3, 4))
+        patch.setattr(zmq, "zmq_version", lambda: "4.3.4")
+        with pytest.raises(
+            RnnstreamError, match=f"needs libzmq 4.3.5 or later, and pyzmq {zmq.__version__} is here with 4.3.4"
+        ):
+            worker.start()
+    worker.start()
+    worker.stop()
+
+
+def test_keys_take_a_libzmq_that_has_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(zmq, "has", lambda name: False)
+    worker = Worker(network(), bind=ANYWHERE, server_key=tmp_path / "k", allow=tmp_path)
+    with pytest.raises(RnnstreamError, match="built here without CURVE, which keys need"):
+        worker.start()
+
+
+def test_the_file_of_an_ipc_address_is_its_owners_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with serving(network(), bind=f"ipc://{tmp_path}/w") as worker, Peer(worker) as peer:
+            assert (tmp_path / "w").stat().st_mode & 0o7777 == 0o600
+            assert peer.ask({"op": "ping"})[0]["ok"]
+            assert os.umask(0) == 0
+    finally:
+        os.umask(before)
 
 
 def test_ipv6() -> None:
