@@ -10,7 +10,7 @@ from typing import Any, TypedDict, TypeVar
 
 import click
 
-from rnnstream.keys import KEY_CHARACTERS, is_key
+from rnnstream.keys import KEY_CHARACTERS, is_key, read_public
 from rnnstream.loading import load
 from rnnstream.model.step import StepModel
 from rnnstream.wire.limits import SESSION_BYTES
@@ -69,7 +69,7 @@ def session_name(ctx: click.Context, parameter: click.Parameter, value: str) -> 
 
 
 def key(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Callback: a public key as the protocol has it; "" for the - that stands for nobody's.
+    """Callback: a public key as the protocol has it, from itself or its file; "" for the - that stands for nobody's.
 
     Raises:
         click.BadParameter: it is none.
@@ -78,7 +78,11 @@ def key(ctx: click.Context, parameter: click.Parameter, value: str | None) -> st
         return value
     if value == NOBODY:
         return ""
-    raise click.BadParameter(f"it is no public key, which is {KEY_CHARACTERS} characters of Z85, nor {NOBODY} for nobody's.")
+    if os.path.isfile(value):
+        return read_public(value)
+    raise click.BadParameter(
+        f"it is no public key, which is {KEY_CHARACTERS} characters of Z85 or a file of one, nor {NOBODY} for nobody's."
+    )
 
 
 def load_model(source: str | None) -> StepModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import IO
 
 import click
@@ -86,9 +87,10 @@ def fork(name: str, to: str, connect: options.Connect, as_json: bool) -> None:
 @options.connect
 @options.as_json
 def snapshot(name: str, file: str, connect: options.Connect, as_json: bool) -> None:
-    """Save the state of the session NAME to FILE (- for stdout); the session goes on."""
+    """Save the state of the session NAME to FILE (- for stdout), which others may not read; the session goes on."""
     with Client(**connect) as client:
         state = client.session(name).snapshot()
+    os.umask(0o077)  # it is made of what somebody typed or did: for its owner's eyes alone
     with click.open_file(file, "wb", atomic=file != "-") as opened:
         opened.write(state)
     told = {"session": name, "bytes": len(state)}

@@ -129,8 +129,8 @@ def _names(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
 @store.command()
 @path
 @click.option("--session", "names", multiple=True, callback=_names, help="Only the session of this name; may be repeated.")
-@click.option("--owner", default="", help="The public key whose sessions --session names; nobody's unless given.")
-def export(path: str, names: tuple[str, ...], owner: str) -> None:
+@click.option("--owner", callback=options.key, help="Only sessions of this public key, or of its file; - for nobody's.")
+def export(path: str, names: tuple[str, ...], owner: str | None) -> None:
     """Write all sessions in the store PATH.
 
     One JSON object a line for each name:
@@ -151,6 +151,7 @@ def export(path: str, names: tuple[str, ...], owner: str) -> None:
     """  # noqa: D301 - click is to see \b as the character: a paragraph that it does not wrap
     with looking(path) as look:
         wanted = [named(owner, name) for name in names]
+        told = f" of {owner}" if owner else ""
         journal = look.journal(wanted)
         problems, missing = list(journal.problems), dict.fromkeys(wanted)
         for found in look.sessions(tuple(missing)):
@@ -162,16 +163,17 @@ def export(path: str, names: tuple[str, ...], owner: str) -> None:
             else:
                 name, line = found.saved.name, _line(look, found, journal.behind.get(found.saved.name), journal.clock)
             missing.pop(name, None)
-            click.echo(out.json_line(line))
+            if owner is None or owner_of(name) == owner:
+                click.echo(out.json_line(line))
         for name, behind in journal.behind.items():
-            if not behind.stored:
+            if not behind.stored and (owner is None or owner_of(name) == owner):
                 missing.pop(name, None)
                 opened = _whose(name) | {"status": "open", "t": 0, "age_s": journal.clock - behind.first}
                 click.echo(out.json_line(opened | _behind(behind, journal.clock)))
     if problems:
         raise BadStore(f"The store {path} is damaged, and not all of it is here. {problems[0].sentence}")
     if missing:
-        raise BadStore(f"The store {path} keeps nothing of {', '.join(out.name(str(name)) for name in missing)}.")
+        raise BadStore(f"The store {path} keeps nothing of {', '.join(out.name(str(name)) for name in missing)}{told}.")
 
 
 def _whose(name: Name) -> dict[str, Any]:

@@ -24,9 +24,10 @@ from rnnstream.model.spec import Spec, parse
 KEY = "rnnstream"
 SHIPPED = Path(__file__).parent.parent / "data" / "tunes.safetensors"
 MOST_TEXT = 16 << 20  # characters of JSON, of which Python may make thirty times as many bytes; a million words take half of it
-# Numbers that a token may cost beyond those that the tensors hold: windows, and what layers without a tensor give out. When a
-# file is loaded, they are computed some hundred times, to see whether that is exact.
-FREE_NUMBERS = 1 << 18
+# What a token may cost: the numbers that go into layers, come out of them and are kept. When a file is loaded, each is computed
+# some hundred times, to see whether that is exact; so many take seconds and 60 MB at worst. Large tensors take as long anyway,
+# so they make room for more: a number for every eight of theirs.
+FREE_NUMBERS, HELD_NUMBERS = 1 << 18, 8
 SHOWN = 20  # names of tensors in a sentence
 _DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64"}  # what safetensors calls them: what NumPy does
 
@@ -95,17 +96,18 @@ def _constant(word: str) -> Any:
 
 
 def _hold_costs(spec: Spec) -> None:
-    """Hold what a token costs against what the tensors hold, for a line of JSON can ask for any number of layers without any.
+    """Hold what a token costs against what the tensors hold, for a line of JSON can ask for a thousand layers without any.
 
     Raises:
         ModelError: it costs more.
     """
-    held = sum(math.prod(shape) for shape in spec.shapes.values())
-    cost = sum(layer.state_size + (0 if layer.tensors or layer.kind == "onehot" else layer.outputs) for layer in spec.layers)
-    if cost > FREE_NUMBERS + held:
+    most = FREE_NUMBERS + sum(math.prod(shape) for shape in spec.shapes.values()) // HELD_NUMBERS
+    cost = spec.input_size if spec.input_kind == "dense" else 0
+    cost += sum(layer.state_size + layer.outputs for layer in spec.layers if layer.kind != "onehot")
+    if cost > most:
         raise ModelError(
-            f"The states and the layers without a tensor come to {cost:,} numbers a token; {FREE_NUMBERS:,} and as many as the "
-            f"tensors hold, {held:,}, are the most."
+            f"The inputs, states and outputs of all layers come to {cost:,} numbers a token; with these tensors, {most:,} are "
+            "the most."
         )
 
 

@@ -192,8 +192,10 @@ def _vocabulary(source: dict[str, Any], kind: str, size: int) -> tuple[str, ...]
 
 
 def _utf8(text: str, where: str) -> None:
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ModelError(f"{where} is {text!r:.60}; half of a surrogate pair is no character.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ModelError(f"{where} is {text!r:.60}; half of a surrogate pair is no character.") from None
 
 
 def _map(value: Any, where: str, known: set[str]) -> dict[str, Any]:

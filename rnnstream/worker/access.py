@@ -35,6 +35,7 @@ class Access:
     Attributes:
         keys: all that are admitted.
         admins: the administrators' among them.
+        public: the worker's own.
         secret: known to this worker's key alone, and the same each time it is started with it.
     """
 
@@ -44,7 +45,7 @@ class Access:
         self._admin = None if admin is None else Folder(admin)
         self.keys: frozenset[str] = frozenset()
         self.admins: frozenset[str] = frozenset()
-        self.secret = b""
+        self.public, self.secret = "", b""
 
     def secure(self, socket: zmq.Socket[bytes]) -> None:
         """Read all files, and have a socket that is not bound yet speak CURVE and nothing else.
@@ -58,6 +59,7 @@ class Access:
                 f"libzmq {zmq.zmq_version()} was built here without CURVE, which keys need; the wheels of pyzmq bring one."
             )
         public, secret = read_pair(self._server_key)
+        self.public = public
         self.secret = hashlib.blake2b(secret.encode(), digest_size=16, person=b"cursors").digest()
         for folder in self._folders:
             folder.read()
@@ -106,6 +108,7 @@ class Folder:
         self.path = Path(path)
         self.keys: frozenset[str] = frozenset()
         self._files: dict[str, Path] = {}
+        self._read = False
         self._seen: list[Status] | None = None  # as it looked before it was read; None: look again
         self._problems: set[str] = set()
 
@@ -117,7 +120,14 @@ class Folder:
         """
         seen = self._look()
         keys, problems = read_directory(self.path)
+        before, files = self.keys, self._files | keys
         self.keys, self._files, self._seen = frozenset(keys), keys, seen
+        if self._read:
+            for key in sorted(before ^ self.keys):
+                log.info("%s: %s (%s)", "admitted" if key in self.keys else "no longer admitted", key, files[key].name)
+        if not self.keys:
+            log.warning("there is no public key in %s: nobody is admitted from it", self.path)
+        self._read = True
         self._tell(problems)
 
     def read_again(self) -> None:
@@ -129,7 +139,7 @@ class Folder:
             self._seen = None
             if self.path.is_dir():  # nobody new is let in, but whose file is gone is out
                 self.keys = frozenset(key for key in self.keys if os.path.lexists(self._files[key]))
-            told = f"{str(problem).rstrip('.')}. Nobody new is admitted; of those before, {_count(self.keys, 'key')} stay."
+            told = f"{str(problem).rstrip('.')}. Nobody new is admitted; {_count(self.keys, 'key')} left of those before."
             self._tell([told], logging.ERROR)
 
     def _look(self) -> list[Status] | None:

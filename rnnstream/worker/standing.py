@@ -5,6 +5,7 @@ On a worker without keys nobody is anybody: the key is "", all sessions are nobo
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ from rnnstream.wire.requests import Request
 from rnnstream.worker.queue import Order
 from rnnstream.worker.quotas import Quotas, Rates
 from rnnstream.worker.refusals import busy
+
+log = logging.getLogger("rnnstream.worker")
 
 CONNECTION_BYTES = 16 << 20  # of replies that wait, for one connection or one key, so that it does not stop the reading for all
 
@@ -80,12 +83,14 @@ class Standing:
             key = "all" if request.all else "owner"
             if not user:
                 raise Denied(f"{request.op} has {key}; this worker knows no keys, and all sessions are everybody's.")
-            raise Denied(f"{request.op} has {key}; only an admin's key may ask for the sessions of others.")
+            raise Denied(f"{request.op} has {key}; only an administrator's key may ask for the sessions of others.")
         elif request.producer is not None:
             raise BadRequest(
                 f"{request.op} has owner and producer; the numbers in a session of somebody else are its owner's.",
                 field="producer",
             )
+        elif request.op != "sessions":
+            log.info("administrator %s: %s %s of %s", user, request.op, request.session, request.owner or "nobody")
         if request.owner:
             request.session = Owned(request.owner, str(request.session))
             request.to = Owned(request.owner, str(request.to)) if request.to else ""

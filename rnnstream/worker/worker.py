@@ -259,7 +259,7 @@ class Worker:
                     if access is None and not self._insecure and exposed(self.addresses):
                         raise RnnstreamError(f"{address} is {self.addresses[-1]} here, which others can reach; bind 127.0.0.1.")
                 if access is not None:
-                    log.info("CURVE: %s", access)
+                    log.info("CURVE at %s: %s; the worker's key is %s", ", ".join(self.addresses), access, access.public)
                 else:
                     log_reach(self.addresses)
                 clock = time.monotonic if keeper is None else stack.enter_context(self._kept(core, keeper))

@@ -100,7 +100,8 @@ def test_an_owner_is_as_list_all_shows_it(worker: CurveToy, at: list[object]) ->
     key = read_public(worker.public)
     worker.model.others = {(key, "s"): 7}
     assert run("session", "list", "--all", *at).stdout == f"{key} s\n"
-    assert lines(run("session", "info", "s", "--owner", key, *at, "--json"))[0]["t"] == 7
+    for owner in (key, str(worker.public)):  # or its file
+        assert lines(run("session", "info", "s", "--owner", owner, *at, "--json"))[0]["t"] == 7
 
 
 def test_whoever_is_no_admin_is_denied(worker: CurveToy, at: list[object]) -> None:
@@ -114,7 +115,7 @@ def test_an_owner_that_is_no_key(key: str) -> None:
     result = run("session", "close", "s", "--owner", key)
     assert (
         result.exit_code,
-        "it is no public key, which is 40 characters of Z85, nor -" in " ".join(result.stderr.split()),
+        "it is no public key, which is 40 characters of Z85 or a file of one, nor -" in " ".join(result.stderr.split()),
     ) == (
         2,
         True,

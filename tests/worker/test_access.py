@@ -172,7 +172,7 @@ def test_a_folder_that_vanishes_keeps_its_keys_and_is_told_of_as_an_error(
     (record,) = caplog.records
     assert record.levelname == "ERROR"
     assert f"{tmp_path}/allow" in record.getMessage()
-    assert record.getMessage().endswith(". Nobody new is admitted; of those before, 1 key stay.")
+    assert record.getMessage().endswith(". Nobody new is admitted; 1 key left of those before.")
     assert folder.keys == {alice}
     os.rename(tmp_path / "away", tmp_path / "allow")
     (tmp_path / "allow" / "alice.key").unlink()

@@ -203,7 +203,7 @@ def test_to_reach_others_is_denied_whether_or_not_there_is_anything(drive: Drive
             if reaching[key] not in ("A" * 40, "B" * 40, "Z" * 40, "") and reaching[key] is not True:
                 assert (reply["error"], reply["field"]) == ("bad_request", key)
                 continue
-            told = f"{reaching['op']} has {key}; only an admin's key may ask for the sessions of others."
+            told = f"{reaching['op']} has {key}; only an administrator's key may ask for the sessions of others."
             assert reply == {"error": "denied", "message": told} | {k: request[k] for k in ("session",) if k in request}
     assert kept_of(driver, ALICE) == before
     assert kept_of(driver, BOB) == {"quota": 0, "tombstones": {}}
