@@ -15,6 +15,7 @@ import pytest
 
 import rnnstream
 from rnnstream.engine.snapshot import decode, encode
+from rnnstream.names import Owned
 from rnnstream.store.interface import Identity, Saved, Write
 from rnnstream.store.records import Batch, KeptProducer, pack_entry, pack_producers
 from rnnstream.store.sqlite import SQLiteStore
@@ -207,6 +208,29 @@ def test_export_of_some(made: Path) -> None:
     result = run("store", "export", made, "--session", "a\x1b", "--session", "expired")
     assert (result.exit_code, [json.loads(line) for line in result.stdout.splitlines()]) == (1, [LINES[2]])
     assert result.stderr == f'Error: The store {made} keeps nothing of "a\\u001b".\n'
+
+
+def test_export_of_an_owners(path: Path) -> None:
+    alice, bob = "A" * 40, "B" * 40
+    names = ["a", Owned(alice, "a"), Owned(bob, "a"), Owned(alice, "b")]
+    store = SQLiteStore(path)
+    store.open(Identity("d" * 64, "letters", "<f4", 3, "kernels"))
+    rows = [Saved(name, "open", 1, 2, 1.0, 1.0, b"", bytes(12)) for name in names]
+    store.write(Write(1, pack_entry(1.0, [Batch([Owned(bob, "behind"), Owned(alice, "behind")], [1, 2])]), rows))
+    store.close()
+
+    def told(*arguments: str) -> list[tuple[str, str]]:
+        return [(line.get("owner", ""), line["session"]) for line in lines(run("store", "export", path, *arguments))]
+
+    everybodys = [("", "a"), (alice, "a"), (bob, "a"), (alice, "b"), (bob, "behind"), (alice, "behind")]
+    assert told() == everybodys
+    for owner, given in ((alice, alice), (bob, bob), ("", "-")):
+        assert told("--owner", given) == [one for one in everybodys if one[0] == owner]
+    assert told("--owner", bob, "--session", "a") == [(bob, "a")]
+    assert told("--session", "a") == [("", "a")]
+    result = run("store", "export", path, "--owner", bob, "--session", "b")
+    assert (result.exit_code, result.stderr) == (1, f"Error: The store {path} keeps nothing of b of {bob}.\n")
+    assert run("store", "export", path, "--owner", "alice").exit_code == 2
 
 
 def test_export_of_a_damaged_one(made: Path) -> None:

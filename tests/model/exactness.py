@@ -8,7 +8,7 @@ import numpy as np
 from rnnstream.model.blas import kernels, one_thread
 from rnnstream.model.network import Network
 
-SIZES = (1, 2, 3, 7, 8, 9, 64, 300)
+SIZES = (2, 3, 7, 8, 9, 64, 300)
 SESSIONS = 300
 
 
@@ -19,31 +19,28 @@ def _steps(model: Network, states, inputs):
     return new, logits, model.output.g2(logits)
 
 
-def check_company(model: Network, tokens: list, steps: int, seed: int = 0) -> None:
+def check_company(model: Network, tokens: list) -> None:
     """300 sessions through batches of every size, in random order and company, against each row alone, bit for bit.
+
+    Their states are random with full mantissa: from zeros, the products of the recurrence would be zeros too.
 
     Args:
         model: the network.
         tokens: checked ones to draw from.
-        steps: tokens a session.
-        seed: of order and company.
     """
-    rng = np.random.default_rng(seed)
-    plan = rng.integers(0, len(tokens), (steps, SESSIONS))
-    states = np.tile(model.initial_state(), (SESSIONS, 1))
+    rng = np.random.default_rng(0)
+    states = rng.uniform(-1, 1, (SESSIONS, model.state_size)).astype(model.dtype)
+    inputs = model.input.batch([tokens[pick] for pick in rng.integers(0, len(tokens), SESSIONS)])
     with one_thread():
-        for picks in plan:
-            inputs = model.input.batch([tokens[pick] for pick in picks])
-            alone = [_steps(model, states[i : i + 1], inputs[i : i + 1]) for i in range(SESSIONS)]
-            expected = [np.concatenate(bits) for bits in zip(*alone, strict=True)]
-            for size in SIZES:
-                order = rng.permutation(SESSIONS)
-                for start in range(0, SESSIONS, size):
-                    rows = order[start : start + size]
-                    for got, bits in zip(_steps(model, states[rows], inputs[rows]), expected, strict=True):
-                        assert got.dtype == bits.dtype
-                        assert got.tobytes() == bits[rows].tobytes(), f"batch of {len(rows)}"
-            states = expected[0]
+        alone = [_steps(model, states[i : i + 1], inputs[i : i + 1]) for i in range(SESSIONS)]
+        expected = [np.concatenate(bits) for bits in zip(*alone, strict=True)]
+        for size in SIZES:
+            order = rng.permutation(SESSIONS)
+            for start in range(0, SESSIONS, size):
+                rows = order[start : start + size]
+                for got, bits in zip(_steps(model, states[rows], inputs[rows]), expected, strict=True):
+                    assert got.dtype == bits.dtype
+                    assert got.tobytes() == bits[rows].tobytes(), f"batch of {len(rows)}"
 
 
 def check_sequence(model: Network, tokens: list) -> None:
@@ -88,7 +85,7 @@ def main() -> None:
             model = network(spec | {"dtype": dtype}, seed=3, scale=0.3)
             given = tokens(model, 30)
             assert model.exact, (name, dtype)
-            check_company(model, given, steps=1)
+            check_company(model, given)
             check_sequence(model, given)
             check_neighbours(model, given)
     print(kernels())

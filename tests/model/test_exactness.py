@@ -24,7 +24,7 @@ OTHERS = [
         ("Haswell", "avx2"),
         ("SkylakeX", "avx512f"),
     ]
-    if flag in FLAGS and platform.machine() == "x86_64"
+    if flag in FLAGS and platform.machine() == "x86_64" and not kernels().endswith(core)  # these are None's
 ]
 
 
@@ -36,7 +36,7 @@ def model(request):
 
 def test_in_every_company(model):
     assert model.exact
-    check_company(model, tokens(model, 50), steps=3)
+    check_company(model, tokens(model, 50))
 
 
 def test_whole_and_streamed(model):
@@ -49,12 +49,9 @@ def test_beside_nan_and_infinity(model):
 
 @pytest.mark.parametrize("core", [None, *OTHERS])
 def test_with_the_kernels_of_other_processors(core):
-    environment = {key: value for key, value in os.environ.items() if key != "OPENBLAS_CORETYPE"}
-    if core:
-        environment["OPENBLAS_CORETYPE"] = core
     run = subprocess.run(
         [sys.executable, "-m", "model.exactness"],
-        env=environment,
+        env=os.environ | ({"OPENBLAS_CORETYPE": core} if core else {}),
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,

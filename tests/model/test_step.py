@@ -13,6 +13,8 @@ from .nets import VARIANTS, network
 IDS = Input("token", 5)
 WORDS = Input("token", 3, ("a", "b", "ab c"))
 VECTOR = Input("dense", 3)
+OBJECT = pytest.param(object(), id="object")  # whose repr is another in each process
+ITERATOR = pytest.param(iter([1, 2, 3]), id="iterator")
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def test_ids_out_of_range(x):
 
 
 @pytest.mark.parametrize(
-    "x", [True, False, np.True_, 2.0, np.float32(2), None, b"a", [2], (2,), np.array(2), np.timedelta64(2, "s"), 2j, object()],
+    "x", [True, False, np.True_, 2.0, np.float32(2), None, b"a", [2], (2,), np.array(2), np.timedelta64(2, "s"), 2j, OBJECT],
     ids=repr,
 )  # fmt: skip
 def test_what_is_no_id(x):
@@ -118,7 +120,7 @@ def test_bytes_and_arrays_that_are_not_finite():
 
 @pytest.mark.parametrize(
     "number",
-    [True, np.True_, None, "1", b"1", 1j, np.complex64(1), [1], np.array([1]), np.timedelta64(1, "s"), object()],
+    [True, np.True_, None, "1", b"1", 1j, np.complex64(1), [1], np.array([1]), np.timedelta64(1, "s"), OBJECT],
     ids=repr,
 )
 def test_elements_that_are_no_numbers(number):
@@ -136,7 +138,7 @@ def test_arrays_of_something_else(x):
 
 
 @pytest.mark.parametrize(
-    "x", [1, 1.5, None, "abc", True, {1: 2, 3: 4, 5: 6}, {1, 2, 3}, iter([1, 2, 3]), np.array(5.0), np.float32(1)], ids=repr
+    "x", [1, 1.5, None, "abc", True, {1: 2, 3: 4, 5: 6}, {1, 2, 3}, ITERATOR, np.array(5.0), np.float32(1)], ids=repr
 )
 def test_what_is_no_vector(x):
     with pytest.raises(BadRequest, match=rf"^x is a {type(x).__name__}; this model takes a list of 3 numbers or bytes"):
