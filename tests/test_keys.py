@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import resource
 import socket
@@ -165,6 +166,7 @@ def test_a_public_file_is_no_secret_one(tmp_path: Path) -> None:
         (pair(OTHER), "has a public-key and a secret-key that do not belong together; make a new pair"),
         (pair() + " " * FILE_BYTES, "is no key file: it has more than 4,096 bytes"),
     ],
+    ids=itertools.count(),  # the texts hold keys, which are others in each process that runs these tests
 )
 def test_what_is_no_pair_is_refused_and_not_shown(tmp_path: Path, text: str, sentence: str) -> None:
     path = tmp_path / "alice.key_secret"

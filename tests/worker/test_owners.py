@@ -21,7 +21,7 @@ from rnnstream.worker.quotas import Quotas
 from tests.engine.models import relu
 
 from .company import ALICE, BOB, CAROL, GARBAGE, REACHING, User, kept_of, live
-from .driving import Driver, Reply, codes, step
+from .driving import Driver, Reply, codes, pack, step
 from .keeping import Kept, numbered, op, row
 
 Drive = Callable[..., Driver]
@@ -342,6 +342,20 @@ def test_kept_replies_of_one_key_push_no_others_out(drive: Drive, end: str) -> N
     kept = driver.ask(*[numbered(n, 1, "s", ack=0) for n in range(1, 201)], address=B)
     assert 10 < sum("again" in reply for reply in kept) < 60
     assert {reply["error"] for reply in kept if "again" not in reply} == {"stale"}
+
+
+def test_how_much_a_reply_may_take_depends_on_ones_own_producers(drive: Drive) -> None:
+    driver = drive(relu(), keys={})
+    driver.users = {A: ALICE, B: BOB}
+    for start in range(0, 200, 50):
+        driver.ask(*[numbered(1, 1, "s", f"{n:064}") for n in range(start, start + 50)], address=A)
+    driver.ask(numbered(1, 1, "s"), address=B)
+    driver.handle((A, [op("info", "s")] * 40), (B, [op("info", "s")] * 40))
+    driver.finish()
+    ((alice,), (bob,)) = (driver.replies.pop(peer) for peer in (A, B))
+    assert 0 < sum(reply.get("error") == "too_large" for reply in alice) < 40
+    assert len(pack(alice)) <= driver.limits.reply_bytes
+    assert [reply["producers"] for reply in bob] == [{"p": 1}] * 40
 
 
 def test_many_peeks_of_one_key_leave_places_for_others(drive: Drive) -> None:
