@@ -74,8 +74,8 @@ class Access:
         """Read what has changed since; whether other keys are admitted now, or others are administrators.
 
         A directory that cannot be used any more, for it is gone or others can write to it, lets nobody new in, and that is
-        logged as an error. Whose file is no longer in it is out. Those of one that is gone stay: a worker does not turn everybody
-        away because somebody moves a directory.
+        logged as an error. Whose file is no longer in it is out. Those of one that is gone stay: a worker does not turn
+        everybody away because somebody moves a directory.
         """
         before = self.keys, self.admins
         for folder in self._folders:
