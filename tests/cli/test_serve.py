@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rnnstream import Client, Denied, UnknownSession
-from rnnstream.keys import write_pair
+from rnnstream.keys import read_public, write_pair
 from tests.worker_process import serving
 
 from .conftest import DEADLINE_S, run
@@ -110,8 +110,8 @@ def test_it_serves_those_with_keys_and_says_so(
     options = ("--server-key", secret, "--allow", tmp_path / "users", "--admin", tmp_path / "admins", "--quota-sessions", 1)
     process = start("serve", files["letters"], "--bind", "tcp://0.0.0.0:*", *options)
     assert process.stdout
-    _, address = process.stdout.readline().decode().split()
-    address = address.replace("0.0.0.0", "127.0.0.1")
+    _, bound = process.stdout.readline().decode().split()
+    address = bound.replace("0.0.0.0", "127.0.0.1")
     keys = {"server_key": tmp_path / "worker.key"}
     with Client(address, client_key=tmp_path / "alice.key_secret", **keys) as client:
         assert client.session("s").step("a").t == 1
@@ -122,8 +122,10 @@ def test_it_serves_those_with_keys_and_says_so(
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0
-    told = f"CURVE: 1 key admitted from {tmp_path}/users, 1 administrator from {tmp_path}/admins"
-    assert told.encode() in stderr
+    told = (
+        f"CURVE at {bound}: 1 key admitted from {tmp_path}/users, 1 administrator from {tmp_path}/admins; the worker's key is "
+    )
+    assert told + read_public(tmp_path / "worker.key") in stderr.decode()
     assert b"2 sessions were open" in stderr
 
 

@@ -227,9 +227,9 @@ class Mutations:
                 node.insert(self.chance.randint(0, len(node)), new)
             case 2:
                 del node[self.chance.choice(places)]
-            case 3 if isinstance(node, list):
+            case 3 if isinstance(node, list) and len(nodes) < 100:  # else many times many
                 node *= self.chance.choice((2, 3, 100))
-                del node[1500:]
+                del node[1100:]  # more than a model has layers
             case _:
                 node[self.chance.choice(places)] = new
 

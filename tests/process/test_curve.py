@@ -104,7 +104,7 @@ def test_a_crowd_of_strangers_beyond_all_descriptors_harms_nobody(path, users):
                 heard = [client.session("s").step(x, want="probs").probs.tobytes() for x in tokens[:10]]
                 strangers = [crowd.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(3 * limit)]
                 heard += [client.session("s").step(x, want="probs").probs.tobytes() for x in tokens[10:50]]
-                for stranger in strangers[-limit:]:  # the newest are cut
+                for stranger in strangers[:limit]:  # those who have been silent for longest are cut
                     stranger.settimeout(DEADLINE_S)
                     with contextlib.suppress(ConnectionError):
                         while stranger.recv(100):
