@@ -16,6 +16,7 @@ from rnnstream.cli.serve import serve
 from rnnstream.cli.session import session
 from rnnstream.cli.store import store
 from rnnstream.errors import RnnstreamError
+from rnnstream.worker.logs import visible
 
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
@@ -28,7 +29,9 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except RnnstreamError as problem:
-            click.echo(f"Error: {problem}", err=True)
+            # What a worker or a file says may hold anything: a terminal is not to obey it.
+            told = "\n".join(map(visible, str(problem).split("\n")))
+            click.echo(f"Error: {told}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)

@@ -90,6 +90,10 @@ def read_meta(connection: sqlite3.Connection, path: Path, *, oldest: int = FORMA
             raise BadStore(f"The store {path} has the format version 1; the next worker that serves it brings it to {FORMAT}.")
         if not oldest <= version <= FORMAT:
             raise BadStore(f"The store {path} has the format version {version}; this version of rnnstream reads {FORMAT}.")
+        connection.execute("PRAGMA trusted_schema = OFF")
+        (programs,) = connection.execute("SELECT count(*) FROM sqlite_master WHERE type IN ('view', 'trigger')").fetchone()
+        if programs:
+            raise BadStore(f"The store {path} has views or triggers in it, which no worker makes and which would be run.")
         meta = dict(connection.execute("SELECT key, CAST(value AS TEXT) FROM meta"))
     except sqlite3.DatabaseError as problem:
         raise BadStore(f"{path} is no store of rnnstream, or damaged: {problem}.") from None

@@ -25,6 +25,7 @@ from rnnstream.store.records import Batch, unpack_entry, unpack_producers
 Array = npt.NDArray[Any]
 
 _THIS = "owner = ? AND name = ?"
+DTYPES = {kind: np.dtype(kind) for kind in ("<f4", "<f8")}  # of states
 TOLD = 1000  # rows and entries between two calls that tell how far a check is
 
 
@@ -137,9 +138,10 @@ class Look:
         self._connection = found.connection
         self.meta = meta = read_meta(found.connection, path)
         try:
-            self.dtype, self.state_size = np.dtype(meta["dtype"]), int(meta["state_size"])
-            np.isfinite(np.empty(0, self.dtype))  # of numbers, that is
-        except (TypeError, ValueError):
+            self.dtype, self.state_size = DTYPES[meta["dtype"]], int(meta["state_size"])
+            if self.state_size < 0:
+                raise ValueError
+        except (KeyError, ValueError):
             told = f"states of {meta['state_size']!r:.40} numbers of type {meta['dtype']!r:.40}"
             raise BadStore(f"The store {path} is damaged: its table meta speaks of {told}.") from None
 

@@ -51,7 +51,11 @@ class Replay:
         """
         for saved in self._store.tombstones():
             assert saved.status != "open"
-            self._engine.table.bury(saved.name, saved.status, unpacked(saved.producers))
+            try:
+                producers = unpacked(saved.producers)
+            except (ValueError, TypeError):
+                raise BadStore(f"The store is damaged: the producers of {saved.name} are none that a worker writes.") from None
+            self._engine.table.bury(saved.name, saved.status, producers)
         steps, last = self._run(None)
         self._keeper.begin(steps)
         return steps, last
@@ -81,7 +85,12 @@ class Replay:
                 keeper.replaying = REBUILDING
                 self._bring(only)
             for id, entry in self._store.journal():
-                at, batches = unpack_entry(entry)
+                try:
+                    at, batches = unpack_entry(entry)
+                except ValueError as problem:
+                    raise BadStore(
+                        f"The store is damaged: journal entry {id} is none that a worker writes ({problem})."
+                    ) from None
                 now = max(now, at)
                 chunk.append((id, at, batches))
                 waiting += sum(len(batch.names) for batch in batches)

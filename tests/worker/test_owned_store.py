@@ -313,6 +313,12 @@ def test_a_check_says_whose_row_is_damaged(path: Path, change: str) -> None:
     driver.store.close()
 
 
+def test_the_next_worker_counts_what_is_open(path: Path) -> None:
+    driver = kept(SQLiteStore(path))
+    assert +driver.engine.table.owned == {ALICE: 2, BOB: 2}
+    driver.store.close()
+
+
 def test_rows_say_whose_they_are() -> None:
     driver = kept(MemoryStore())
     turn(driver, "", users=True)
