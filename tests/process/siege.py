@@ -156,16 +156,19 @@ def besiege(siege: Siege, report: Report, going: Callable[[], bool]) -> None:
     {BRIEF: come_and_go, UNKNOWN: try_keys, BUSY: compute}.get(siege.kind, speak)(siege, report, going)
 
 
-def process(siege: Siege, begun: Event, enough: Event, told: Connection, processor: int | None) -> None:
-    """A process of strangers, until it is enough; then it tells what they saw."""
+def process(siege: Siege, enough: Event, told: Connection, processor: int | None) -> None:
+    """A process of strangers, until it is enough: tells when all are there, and at the end what they saw."""
     if processor is not None:
         os.sched_setaffinity(0, {processor})
     os.nice(10)
     report = Report()
+    begun = False
 
     def going() -> bool:
-        if not begun.is_set() and (report.connections >= siege.connections or siege.kind == BUSY):
-            begun.set()
+        nonlocal begun
+        if not begun and (report.connections >= siege.connections or siege.kind == BUSY):
+            begun = True
+            told.send(None)
         return not enough.is_set()
 
     besiege(siege, report, going)
@@ -176,17 +179,26 @@ def process(siege: Siege, begun: Event, enough: Event, told: Connection, process
 def under(siege: Siege, processor: int | None = None) -> Iterator[Report]:
     """Strangers in a process of their own, for as long as a `with` statement; their report is filled in when it ends."""
     processes = multiprocessing.get_context("spawn")
-    begun, enough = processes.Event(), processes.Event()
+    enough = processes.Event()
     ours, theirs = processes.Pipe(duplex=False)
-    strangers = processes.Process(target=process, args=(siege, begun, enough, theirs, processor), daemon=True)
+    strangers = processes.Process(target=process, args=(siege, enough, theirs, processor), daemon=True)
     strangers.start()
+    theirs.close()  # so that its end is seen here
+
+    def hear(what: str) -> Any:
+        assert ours.poll(DEADLINE_S), f"{siege.kind}: {what} not within {DEADLINE_S} s"
+        try:
+            return ours.recv()
+        except EOFError:
+            strangers.join()
+            raise AssertionError(f"{siege.kind}: ended with {strangers.exitcode}") from None
+
     report = Report()
     try:
-        assert begun.wait(DEADLINE_S), f"{siege.kind}: has not begun"
+        hear("begun")
         yield report
         enough.set()
-        assert ours.poll(DEADLINE_S), f"{siege.kind}: has not ended"
-        report.__dict__.update(ours.recv().__dict__)
+        vars(report).update(vars(hear("ended")))
     finally:
         strangers.kill()
         strangers.join()

@@ -126,7 +126,7 @@ class User:
             return item
         who = item["session"], rng.choice(PRODUCERS)
         if self._recent[who] and rng.random() < 0.2:
-            return dict(rng.choice(self._recent[who]))
+            return dict(rng.choice(self._recent[who])) | {"ack": 0}  # what a repeat acknowledges is kept nowhere
         self._last[who] += 1
         item |= {"producer": who[1], "n": self._last[who] + (rng.random() < 0.03)}
         if rng.random() < 0.3:
@@ -161,10 +161,14 @@ class User:
 
     @property
     def told(self) -> dict[bytes, list[list[Reply]]]:
-        """What came back over each connection; cursors, which are sealed, only by whether there is one."""
+        """What came back over each connection, without what tells whether a session was in memory or in the store alone.
+
+        That is how many requests wait, for those that came alone count only where it was not; and what a cursor is, which is
+        sealed.
+        """
         found: dict[bytes, list[list[Reply]]] = {peer: [] for peer in self.peers}
         for _, address, body in self.heard:
-            replies = [reply | ({"next": True} if "next" in reply else {}) for reply in decode(body)]
+            replies = [reply | {key: True for key in ("next", "waiting") if key in reply} for reply in decode(body)]
             found[routing_id(address)].append(replies)
         return found
 
@@ -185,7 +189,8 @@ def live(driver: Driver, users: Iterable[User], rounds: int, *, seed: int = 0, c
     driver.users |= {peer: user.owner for peer, user in by_peer.items()}
 
     def call(*arrivals: tuple[Address, bytes]) -> None:
-        for address, body in driver.handle(*arrivals):
+        # There is no order between connections, and nobody is to learn from one.
+        for address, body in sorted(driver.handle(*arrivals), key=lambda reply: routing_id(reply[0])):
             by_peer[routing_id(address)].hear(driver.calls, address, body)
 
     for number in range(rounds):
