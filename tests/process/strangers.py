@@ -40,6 +40,7 @@ USUAL = 64
 SILENCE_S = 0.05  # of those who fall silent and are not there only for that
 GREETED = 64  # bytes of a greeting
 HEARD = b"\xff" + bytes(7) + b"\x01\x7f\x03\x01CURVE" + bytes(47)  # a worker's greeting
+HEARD_2 = HEARD[:11] + b"\x06"  # to a peer of ZMTP 2 or 1: the kind of the socket, where others get the minor version
 SIGNED = b"\xff" + bytes(8) + b"\x7f"
 STEP = b"\x82\xa7session\xa8stranger\xa1x\x01"  # a token, for a session that must not come to be
 LARGE_BYTES = (1 << 20) - 1024  # just below what the worker takes
@@ -93,7 +94,7 @@ class Report:
         if not data:
             return
         self.heard["greeting"] += 1
-        if data[:GREETED] != HEARD[: len(data)]:
+        if data[:GREETED] != HEARD[: len(data)] and data != HEARD_2:
             self.other.append(data)
             return
         at = GREETED
