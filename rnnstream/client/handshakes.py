@@ -23,7 +23,7 @@ class Handshakes:
     """Those of one client that has keys, since one has succeeded.
 
     libzmq 4.3.5 tells of a key that is not admitted, and of a worker without CURVE, only if it has read the peer's last
-        words before the end of the connection; else, and of a wrong server key, it tells only that the handshake failed.
+    words before the end of the connection; else, and of a wrong server key, it tells only that the handshake failed.
     """
 
     def __init__(self) -> None:

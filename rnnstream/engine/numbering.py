@@ -31,7 +31,7 @@ JUDGEMENTS = {
 
 ORDINARY_BYTES = 2048  # of a reply that is part of its producer: a prediction without probabilities
 ENTRY_BYTES = 200  # of the objects around a kept reply
-SHARE = 4  # of the room for producers and replies, a key gets this part: some keys fit side by side, and one fills no more
+SHARE = 4  # of the room for producers, replies, sessions and connections, a key gets this part: no key fills it alone
 LOOKED_AT = 1000  # producers that are looked through for some to forget, when there are too many in all: 0.1 ms
 
 

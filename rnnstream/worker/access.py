@@ -19,9 +19,8 @@ DOMAIN = "rnnstream"  # of ZAP: which socket it is that asks; there is only one
 SETTLED_NS = 2_000_000_000  # files that were changed less than so long ago may change once more without looking any different
 
 
-Status = tuple[
-    str, int, int, int, int
-]  # of a file: its name, when it was changed in any way, then modified, its size, its inode
+# Of a file: its name, when it was changed in any way, then modified, its size, its inode.
+Status = tuple[str, int, int, int, int]
 
 
 class Access:

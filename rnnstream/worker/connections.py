@@ -34,7 +34,7 @@ log = logging.getLogger("rnnstream.worker")
 
 OWN_ID_BYTES = 5  # of a routing id of ZeroMQ's own making, whose first one is zero
 ENDED_IDS = 10_000  # routing ids of ended connections that are remembered, as nobody else's: 2 MB
-TOLD_KEYS = 1000  # keys that were refused and are not told of again; those of strangers may be any number
+TOLD_KEYS = 1000  # keys that are not told of again; those of strangers may be any number
 
 
 class Message(Protocol):
@@ -94,7 +94,7 @@ class Connections:
         of_key: most of these for a key, so that one alone does not take all the places.
         lock: see above.
         keys: those that are admitted; none on an open worker, which asks nobody for one.
-        refused: handshakes that failed, and connections beyond the most.
+        refused: handshakes that failed, and connections beyond the most, in all or of a key.
     """
 
     def __init__(self, most: int) -> None:
@@ -109,7 +109,7 @@ class Connections:
         self._silenced: list[bytes] = []  # since `take_silenced`
         self._ended: deque[Caller] = deque()  # oldest first
         self._doomed: list[Connection] = []  # since `take_doomed`
-        self._told: set[str] = set()
+        self._told: set[tuple[str, tuple[object, ...]]] = set()
         self._crowded = False
         self._quiet: dict[int, Connection] = {}  # by descriptor: those that have said nothing, the oldest first
         self._of_key: Counter[str] = Counter()  # connections that have said something
@@ -156,15 +156,16 @@ class Connections:
         """What the messages of a connection with this key shall carry; None if the key is not admitted."""
         if key in self.keys:
             return f"{key} {self._next()}"
-        self._tell_once(f"a key that is not admitted was refused: {key}")
+        self._tell_once("a key that is not admitted was refused: %s", key)
         return None
 
-    def _tell_once(self, line: str) -> None:
-        if line not in self._told:
+    def _tell_once(self, text: str, *values: object) -> None:
+        """Warn, unless it was done; lines are counted by their text without the values, and must not hide others."""
+        if (text, values) not in self._told:
             if len(self._told) == TOLD_KEYS:
                 self._told.clear()
-            self._told.add(line)
-            log.warning("%s", line)
+            self._told.add((text, values))
+            log.warning(text, *values)
 
     def set_keys(self, keys: Iterable[str]) -> None:
         """From now on these keys are admitted. Connections of others, and those whose key is not known yet, are to be cut."""
@@ -190,9 +191,10 @@ class Connections:
     def cut(self, id: bytes) -> None:
         """The connection with this routing id does not read: without it, nothing of it is left in memory."""
         caller = self._callers.get(id)
-        for connection in self._open.values():
-            if caller is not None and connection.caller is caller:
-                self._doom(connection)
+        if caller is not None:
+            for connection in self._open.values():
+                if connection.caller is caller:
+                    self._doom(connection)
 
     # What the loop asks ---------------------------------------------------------------------------------------------------
 
@@ -262,7 +264,7 @@ class Connections:
         crowded = connection is not None and self._of_key[key] >= self.of_key
         if crowded:
             self.refused += 1
-            self._tell_once(f"a key has {self.of_key} connections, as many as a key may have; further ones are cut: {key}")
+            self._tell_once("a key has %d connections, as many as a key may have; further ones are cut: %s", self.of_key, key)
         if crowded or key not in self.keys or (before is not None and (before.flying or not before.silent)):
             # Somebody else's replies go to this routing id, or still might. A new connection gets an id of its own.
             if connection is not None:

@@ -78,9 +78,7 @@ class Keeper:
         engine.table.forgotten = []
         engine.table.owned.update(found.owned)
         engine.table.excused = self.residence.damaged
-        self._lost_open: dict[
-            Name, int
-        ] = {}  # of the owned ones that were dropped: 1 for those that were open before the group
+        self._lost_open: dict[Name, int] = {}  # of those that keys own: 1 where it was open before the group
 
     def attach(
         self, row_of: Callable[[Name], int], waited_for: Callable[[int], bool], rebuild: Callable[[set[Name]], None]

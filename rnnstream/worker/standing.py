@@ -1,6 +1,7 @@
 """What a key may do here: how much it may have, and, if it is an administrator's, what it may do to the sessions of others.
 
-On a worker without keys nobody is anybody: the key is "", all sessions are nobody's, and nothing is bounded here.
+On a worker without keys nobody is anybody: the key is "", all sessions are nobody's, and what is bounded here is only how much
+of a connection is unanswered.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class Standing:
 
         Raises:
             Denied: it names another's, and its user is no administrator.
+            BadRequest: it names another's, and has a number.
         """
         if request.owner is None and not request.all:
             request.owner = user

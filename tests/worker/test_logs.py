@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from rnnstream.worker.access import Folder
+from rnnstream.worker.connections import Connections
 from rnnstream.worker.logs import CHARACTERS, LINES, TRACEBACK_CHARACTERS, PeerLog, visible
 from rnnstream.worker.worker import Worker
 from tests.engine.models import network
@@ -136,3 +139,17 @@ def test_a_worker_filters_its_log_while_it_runs(caplog: pytest.LogCaptureFixture
         assert len(caplog.records) in range(LINES + 1, 2 * LINES + 3)  # a second may have ended
         worker.stop()
         assert worker_log.filters == []
+
+
+def test_strangers_do_not_hide_what_is_wrong_with_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    worker_log, peer_log = logging.getLogger("rnnstream.worker"), PeerLog(clock=lambda: 0.5)
+    worker_log.addFilter(peer_log)
+    try:
+        connections = Connections(most=4)
+        for number in range(2 * LINES):
+            assert connections.admit(f"{number:040d}") is None
+        (tmp_path / "alice.key_secret").touch()
+        Folder(tmp_path).read()
+    finally:
+        worker_log.removeFilter(peer_log)
+    assert any("A secret key lies in" in record.getMessage() for record in caplog.records)
