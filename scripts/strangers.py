@@ -42,7 +42,7 @@ class Measured:
     """One measurement: latencies in µs, ms until a newcomer and then a ping are answered, and what the worker did beside it.
 
     Attributes:
-        rate: connections of strangers a second.
+        rate: connections of strangers a second that were taken.
         grown: MB of memory of the worker while they were there, and once they had gone.
         lines: of its log.
         checked: predictions with the right bits.
@@ -87,7 +87,7 @@ def measure(worker: Besieged, producer: Producer, model: StepModel, kind: str, s
         max(producer.latencies) * 1e6,
         newcomer * 1e3,
         ping * 1e3,
-        report.connections / took,
+        (report.connections - report.away) / took,
         ((during.resident - before.resident) / 1e6, (after.resident - before.resident) / 1e6),
         after.lines - before.lines,
         producer.check(model),

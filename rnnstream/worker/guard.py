@@ -1,7 +1,8 @@
-"""The guard: a thread beside the loop that sees to everything that is not a message. No decisions; `Connections` makes them.
+"""The guard: a thread beside the loop for all that is no message. No decisions; `Connections` and `Door` make them.
 
 It hears from ZeroMQ who has connected and who has gone (the monitor of the ROUTER), answers it whether a key is admitted (ZAP),
-reads the folders of keys again when something in them has changed, and cuts the connections that have to go.
+reads the folders of keys again when something in them has changed, cuts the connections that have to go, and has the system
+shut out addresses that only ever knock.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from zmq.auth import Authenticator
 from rnnstream.errors import RnnstreamError
 from rnnstream.worker.access import DOMAIN, Access
 from rnnstream.worker.connections import Connection, Connections
+from rnnstream.worker.door import Door, network, peer_of, shut_out
 from rnnstream.worker.stats import Stats
 
 log = logging.getLogger("rnnstream.worker")
@@ -31,7 +33,7 @@ log = logging.getLogger("rnnstream.worker")
 LOOK_S = 1.0  # between looks at the folders: how long a key that was taken away is still good. A look costs 5 us a file
 FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 NO_SOCKET = 0  # no inode has this number
-EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED | FAILED
+EVENTS = zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED | FAILED
 
 MOST_CONNECTIONS = 10_000  # 28 kB each in ZeroMQ when nothing is under way, 39 with CURVE: 400 MB
 SPARE_FILES = 64  # for everything else: the store, a program's own files
@@ -72,6 +74,8 @@ class Guard:
         self._router, self._connections, self._stats, self._access, self._stop = router, connections, stats, access, stop
         self._thread = threading.Thread(target=self._run, name="rnnstream-guard", daemon=True)
         self._zap: Zap | None = None
+        self._door = Door() if access is not None else None
+        self._listeners: list[int] = []
         self._problem: Exception | None = None
 
     def __enter__(self) -> Guard:
@@ -85,7 +89,7 @@ class Guard:
             self._monitor = stack.enter_context(self._router.get_monitor_socket(EVENTS))
             stack.callback(self._router.disable_monitor)
             if self._access is not None:
-                self._zap = Zap(self._router.context, self._connections)
+                self._zap = Zap(self._router.context, self._connections, self._door)
                 stack.callback(self._zap.stop)
                 self._zap.start()
             self._thread.start()
@@ -122,9 +126,9 @@ class Guard:
         poller.register(self._monitor, zmq.POLLIN)
         if zap is not None:
             poller.register(zap.zap_socket, zmq.POLLIN)
-        look_at = time.monotonic() + LOOK_S
+        look_at = wake_at = time.monotonic() + LOOK_S
         while True:
-            timeout = None if access is None else math.ceil(max(look_at - time.monotonic(), 0.0) * 1000)
+            timeout = None if access is None else math.ceil(max(wake_at - time.monotonic(), 0.0) * 1000)
             ready = dict(poller.poll(timeout))
             changed = False
             if access is not None and time.monotonic() >= look_at:
@@ -143,22 +147,48 @@ class Guard:
                 self._cut(connection)
             if not going:
                 return
+            wake_at = min(look_at, self._mind_the_door())
 
     def _take_events(self) -> bool:
         """Tell of all that has happened to connections; False if nothing will any more."""
         connections, recv = self._connections, self._monitor.recv_multipart
-        with contextlib.suppress(zmq.Again):
+        fresh: set[int] = set()  # descriptors of connections of which nothing more has been heard
+        try:
             while True:
                 event, value = _event(recv(zmq.NOBLOCK))
                 if event == zmq.EVENT_ACCEPTED:
                     connections.accepted(value, _inode(value))
+                    fresh.add(value)
                 elif event == zmq.EVENT_DISCONNECTED:
                     connections.ended(value)
+                    fresh.discard(value)  # it may be another connection's by now, which has not knocked as often
                 elif event & FAILED:
                     connections.failed()
+                elif event == zmq.EVENT_LISTENING:
+                    self._listeners.append(value)  # which stays open for as long as there is a guard
                 else:
                     return False
-        return True
+        except zmq.Again:
+            if self._door is not None:
+                now = time.monotonic()
+                for descriptor in fresh:
+                    if (address := peer_of(descriptor)) is not None:
+                        self._door.knocked(address, now)
+            return True
+
+    def _mind_the_door(self) -> float:
+        """Shut out whoever has knocked too often, and let in whose time is over; when to look again."""
+        door = self._door
+        if door is None:
+            return math.inf
+        before, again = door.shut, door.look(time.monotonic())
+        if door.shut != before:
+            for address in door.shut - before:
+                log.warning("%s connects again and again and shows no key that is admitted: it is held up", address)
+            for listener in self._listeners:
+                with contextlib.suppress(OSError):  # a system without such filters
+                    shut_out(listener, door.shut)
+        return math.inf if again is None else again
 
     def _cut(self, connection: Connection) -> None:
         """End a connection. ZeroMQ notices, and a peer of ZeroMQ connects anew.
@@ -180,10 +210,10 @@ class Guard:
 class Zap(Authenticator):
     """Answers ZeroMQ whether a key is admitted; whatever is not CURVE is refused."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], connections: Connections) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], connections: Connections, door: Door | None) -> None:
         super().__init__(context, log=log)
         self.configure_curve_callback(DOMAIN, self)
-        self._connections = connections
+        self._connections, self._door = connections, door
         self._user: str | None = None  # of whom is asked just now
 
     def answer(self) -> None:
@@ -199,7 +229,11 @@ class Zap(Authenticator):
         if len(msg) > 5 and msg[5] != b"CURVE":
             self._send_zap_reply(msg[1], b"400", b"CURVE only")
         else:
+            self._user = None
             await super().handle_zap_message(msg)
+            if self._user is not None and self._door is not None:
+                with contextlib.suppress(ValueError):  # it came by another way than TCP
+                    self._door.admitted(network(msg[3].decode()))
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Whether this key, in Z85, is admitted."""

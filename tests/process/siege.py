@@ -18,7 +18,7 @@ from typing import Any
 
 import zmq
 
-from tests.process.strangers import BRIEF, BUSY, SCRIPTS, STEP, UNKNOWN, Report, Script, Siege, place
+from tests.process.strangers import BRIEF, BUSY, GIVE_UP_S, SCRIPTS, STEP, UNKNOWN, Report, Script, Siege, place, source
 from tests.worker_process import DEADLINE_S
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close() resets, and no port stays behind in TIME_WAIT
@@ -29,19 +29,34 @@ MOST_HEARD = 100_000  # bytes of one connection
 
 
 class Line:
-    """A connection of a stranger."""
+    """A connection of a stranger.
 
-    def __init__(self, address: tuple[str, int], script: Script) -> None:
+    Attributes:
+        heard: so far.
+        until: when to go on, at the earliest.
+        give_up: when to give up if nobody has taken the connection, in seconds.
+        taken: it was taken.
+    """
+
+    def __init__(self, source: str, address: tuple[str, int], script: Script) -> None:
         self.socket = socket.socket()
+        self.socket.bind((source, 0))
         self.socket.setblocking(False)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self.socket.connect_ex(address)
         self.heard, self.until = b"", 0.0
+        self.give_up, self.taken = time.monotonic() + GIVE_UP_S, False
         self._script, self._unsent, self._needed = script, b"", 0
         self._begun = False
 
     def go_on(self, now: float) -> bool:
         """Go on with the script as far as that is possible; False when it has ended. `OSError`: the worker ended it."""
+        if not self.taken:
+            try:
+                self.socket.getpeername()
+            except OSError:
+                return now < self.give_up
+            self.taken = True
         with contextlib.suppress(BlockingIOError):
             while len(self.heard) < MOST_HEARD:
                 if not (data := self.socket.recv(65536)):
@@ -72,14 +87,16 @@ def speak(siege: Siege, report: Report, going: Callable[[], bool]) -> None:
     poll = select.epoll()
 
     def end(descriptor: int, line: Line) -> None:
+        report.away += not line.taken
         report.hear(line.heard)
         line.socket.close()
         del lines[descriptor]
 
     while going():
         for _ in range(min(siege.connections - len(lines), NEW_A_TURN)):
-            line = Line(place(siege.address), script(siege, chance))
+            line = Line(source(siege, report.connections), place(siege.address), script(siege, chance))
             lines[line.socket.fileno()] = line
+            heapq.heappush(timers, (line.give_up, line.socket.fileno()))
             poll.register(line.socket, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
             report.connections += 1
         due = {descriptor for descriptor, _ in poll.poll(0.0 if len(lines) < siege.connections else 0.01)}
@@ -105,10 +122,15 @@ def speak(siege: Siege, report: Report, going: Callable[[], bool]) -> None:
 def come_and_go(siege: Siege, report: Report, going: Callable[[], bool]) -> None:
     """Connect and close, as fast as that goes."""
     while going():
+        report.connections += 1
         with socket.socket() as line:
             line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            line.connect(place(siege.address))
-        report.connections += 1
+            line.bind((source(siege, 0), 0))
+            line.settimeout(GIVE_UP_S)
+            try:
+                line.connect(place(siege.address))
+            except TimeoutError:
+                report.away += 1
 
 
 def try_keys(siege: Siege, report: Report, going: Callable[[], bool]) -> None:
@@ -125,7 +147,7 @@ def try_keys(siege: Siege, report: Report, going: Callable[[], bool]) -> None:
             peer.curve_serverkey = siege.server.encode()
             peer.curve_publickey, peer.curve_secretkey = pairs[report.connections % len(pairs)]
             monitor = peer.get_monitor_socket(refused | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
-            peer.connect(siege.address)
+            peer.connect(siege.address.replace("//", f"//{source(siege, 0)}:0;"))
             peer.send(STEP)
             poller.register(monitor, zmq.POLLIN)
             peers[monitor] = peer

@@ -37,6 +37,8 @@ KINDS = (GARBAGE, HALF, AT_ONCE, MUTATED, HIDDEN, WRONG, IDLE, UNKNOWN, SLOW, LA
 
 CONNECTIONS = {AT_ONCE: 500, IDLE: 2000, SLOW: 500, LARGE: 200}  # at a time
 USUAL = 64
+SOURCES = {IDLE: 10}  # addresses that they come from: as many idle ones of a single address would not all get in
+GIVE_UP_S = 0.1  # until when a connection has to be taken; another one is tried then
 SILENCE_S = 0.05  # of those who fall silent and are not there only for that
 GREETED = 64  # bytes of a greeting
 HEARD = b"\xff" + bytes(7) + b"\x01\x7f\x03\x01CURVE" + bytes(47)  # a worker's greeting
@@ -78,13 +80,15 @@ class Report:
     """What the strangers saw.
 
     Attributes:
-        connections: that were made.
+        connections: that were tried.
+        away: of these, were given up, for nobody took them.
         cut: by the worker, of these.
         heard: what came, in units of the protocol, by name.
         other: what came and is nothing that a stranger may hear.
     """
 
     connections: int = 0
+    away: int = 0
     cut: int = 0
     heard: Counter[str] = field(default_factory=Counter)
     other: list[bytes] = field(default_factory=list)
@@ -105,6 +109,11 @@ class Report:
                 return
             self.heard[name[1:].decode()] += 1
             at += 2 + data[at + 1]
+
+
+def source(siege: Siege, number: int) -> str:
+    """The address of this machine that a connection comes from: of this kind of strangers alone."""
+    return f"127.0.{1 + KINDS.index(siege.kind)}.{1 + number % SOURCES.get(siege.kind, 1)}"
 
 
 # What is said --------------------------------------------------------------------------------------------------------------
