@@ -7,7 +7,7 @@ The way of a token: `take` (decoded, checked, put into a wave by `Intake`) -> `t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rnnstream.engine.engine import Engine
@@ -93,7 +93,7 @@ class Core:
     @property
     def waiting(self) -> int:
         """How many requests wait; above 0 also while replies do that could leave."""
-        return self._intake.waves.count + len(self._peeks) + self._intake.order.late
+        return self._intake.waves.count + len(self._peeks.under_way) + self._intake.order.late
 
     @property
     def full(self) -> bool:
@@ -137,9 +137,11 @@ class Core:
                 return []
             self._write(now)
         self._intake.told.clear()
-        out = [reply for ran, replies in self._group for reply in self._deliver(ran, replies)]
+        out: list[tuple[Address, bytes]] = []
+        for ran, replies in self._group:
+            out += self._deliver(ran, replies)
         self._group.clear()
-        if self._peeks:
+        if self._peeks.under_way:
             self._peeks.run()
         if out:
             self._answered.append((len(out), now if self._began is None else self._began))
@@ -159,8 +161,13 @@ class Core:
             keeper.changed(*self.engine.expire(now, self._intake.waited_for, EXPIRED_AT_ONCE))
             keeper.sweep(now, idle_s)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether a connection has far too much unanswered."""
+        return bool(self._intake.crowded)
+
     def take_crowded(self) -> set[bytes]:
-        """Connections that have far too much unanswered, to be cut off; says so once."""
+        """These connections, to be cut off; says so once."""
         crowded, self._intake.crowded = self._intake.crowded, set()
         return crowded
 
@@ -210,20 +217,20 @@ class Core:
             self._peeks.refuse(error)
             self._keeper.drop()
 
-    def _deliver(self, wave: Wave, replies: list[bytes]) -> list[tuple[Address, bytes]]:
+    def _deliver(self, wave: Wave, replies: list[bytes]) -> Iterable[tuple[Address, bytes]]:
         """Put the replies of bodies in their places, and hand out those to tokens that came alone."""
-        alone = len(wave.rows)
         for body, place, reply in wave.answers:
             body.answer(place, reply)
         for place, number in wave.ids.items():
             replies[place] = wire.with_id(replies[place], number)
-        for start, stop, body, place in wave.bodies():
-            body.replies[place : place + stop - start] = replies[alone + start : alone + stop]
-            body.missing -= stop - start
-        if wave.numbered:
+        if wave.runs or wave.numbered:
+            alone = len(wave.rows)
+            for start, stop, body, place in wave.bodies():
+                body.replies[place : place + stop - start] = replies[alone + start : alone + stop]
+                body.missing -= stop - start
             for reply, (*_, body, place) in zip(replies[alone + len(wave.body_rows) :], wave.numbered, strict=True):
                 body.answer(place, reply)
-        return list(zip(wave.addresses, replies, strict=False))
+        return zip(wave.addresses, replies, strict=False)
 
     def check(self) -> None:
         """Assert what always holds between calls of `handle`."""

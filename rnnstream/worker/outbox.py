@@ -25,6 +25,7 @@ MOST_BYTES = 8 << 20  # for one peer, whatever it takes; more could not be let g
 OBJECTS_BYTES = 200  # around a reply that waits
 ENVELOPE_BYTES = 3000  # of 8 frames, and the objects around them
 RETRY_S = 0.001  # how often a full pipe is tried again
+FIRST, LAST = int(zmq.SNDMORE | zmq.NOBLOCK), int(zmq.NOBLOCK)  # flags of the frames of a message, as in router.py
 CUT_PEERS = 10_000  # routing ids that are remembered as cut off; a new connection has a new one
 
 
@@ -49,6 +50,7 @@ class Outbox:
     Attributes:
         cut: routing ids that were cut off.
         cut_count: how many were.
+        cut_now: those since `take_cut`.
         dropped: replies to peers that were gone or cut off.
     """
 
@@ -59,7 +61,7 @@ class Outbox:
         self._now = self._tried_at = 0.0
         self.cut: OrderedDict[bytes, None] = OrderedDict()
         self.cut_count = 0
-        self._cut_now: list[bytes] = []
+        self.cut_now: list[bytes] = []
         self.dropped = 0
 
     def __bool__(self) -> bool:
@@ -76,13 +78,12 @@ class Outbox:
         self._now = now
         if self._waiting and now - self._tried_at >= RETRY_S:
             self._retry(now)
-        send, first, last = self._send, zmq.SNDMORE | zmq.NOBLOCK, zmq.NOBLOCK
-        waiting, cut = self._waiting, self.cut
+        send, waiting, cut = self._send, self._waiting, self.cut
         for address, body in replies:
             if type(address) is bytes and address not in waiting and address not in cut:
                 try:
-                    send(address, first)
-                    send(body, last)  # once the first frame is taken, the rest of the message is
+                    send(address, FIRST)
+                    send(body, LAST)  # once the first frame is taken, the rest of the message is
                 except zmq.ZMQError as problem:
                     self._refused(address, body, problem.errno)
             else:
@@ -103,8 +104,8 @@ class Outbox:
 
     def _send_whole(self, address: Address, body: bytes) -> None:
         for frame in (address,) if type(address) is bytes else address:
-            self._send(frame, zmq.SNDMORE | zmq.NOBLOCK)
-        self._send(body, zmq.NOBLOCK)
+            self._send(frame, FIRST)
+        self._send(body, LAST)
 
     def _refused(self, address: Address, body: bytes, errno: int | None) -> None:
         if errno == zmq.EAGAIN:
@@ -120,14 +121,14 @@ class Outbox:
         self.dropped += len(backlog.replies) if backlog is not None else 0
         self.cut[peer] = None
         self.cut_count += 1
-        self._cut_now.append(peer)
+        self.cut_now.append(peer)
         if len(self.cut) > CUT_PEERS:
             self.cut.popitem(last=False)
         log.warning("peer %s does not read its replies: cut off, %d replies dropped so far", peer.hex(), self.dropped)
 
     def take_cut(self) -> list[bytes]:
         """Who was cut off; says so once."""
-        cut, self._cut_now = self._cut_now, []
+        cut, self.cut_now = self.cut_now, []
         return cut
 
     def let_go(self, peer: bytes) -> None:

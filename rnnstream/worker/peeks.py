@@ -24,10 +24,10 @@ class Peeks:
 
     def __init__(self, engine: Engine, answers: Answers) -> None:
         self._engine, self._answers = engine, answers
-        self._under_way: list[tuple[Peek, Request, Body, int]] = []
+        self.under_way: list[tuple[Peek, Request, Body, int]] = []
 
     def __len__(self) -> int:
-        return len(self._under_way)
+        return len(self.under_way)
 
     def add(self, row: int, request: Request, body: Body, place: int) -> None:
         """Begin a peek whose turn has come.
@@ -38,14 +38,14 @@ class Peeks:
         """
         if len(self) >= MOST_PEEKS:
             raise busy("Too many peeks are under way" if body.owner else f"{MOST_PEEKS} peeks are under way")
-        if body.owner and sum(other.owner == body.owner for *_, other, _ in self._under_way) >= OWNED_PEEKS:
+        if body.owner and sum(other.owner == body.owner for *_, other, _ in self.under_way) >= OWNED_PEEKS:
             raise busy(f"{OWNED_PEEKS} peeks of this key are under way")
         peek = self._engine.peek_row(row, request.xs, request.want, request.surprisal)
-        self._under_way.append((peek, request, body, place))
+        self.under_way.append((peek, request, body, place))
 
     def run(self) -> None:
         """The next token of each; those that are done are answered."""
-        under_way, self._under_way = self._under_way, []
+        under_way, self.under_way = self.under_way, []
         try:
             self._engine.foresee([peek for peek, *_ in under_way])
         except Exception:
@@ -54,7 +54,7 @@ class Peeks:
             return
         for peek, request, body, place in under_way:
             if not peek.done:
-                self._under_way.append((peek, request, body, place))
+                self.under_way.append((peek, request, body, place))
                 continue
             try:
                 body.answer(place, with_echo(self._answers.peek(request.session, peek), request))
@@ -63,11 +63,11 @@ class Peeks:
 
     def refuse(self, error: RequestError) -> None:
         """Nothing of what is under way may be told."""
-        for _, request, body, place in self._under_way:
+        for _, request, body, place in self.under_way:
             body.answer(place, self._answers.refused(error, whose(request)))
-        self._under_way = []
+        self.under_way = []
 
     def check(self) -> None:
         """Assert what always holds between turns."""
         assert len(self) <= MOST_PEEKS
-        assert not any(peek.done for peek, *_ in self._under_way)
+        assert not any(peek.done for peek, *_ in self.under_way)

@@ -29,7 +29,8 @@ CHUNK_BODIES = 64
 CHUNK_BYTES = 16 << 10
 TURN_S = 2e-3
 COMPANY_S = 0.1  # how long ago another connection was heard, for one not to be alone
-WAITED_S = 10e-6  # a blocking read that took longer has waited: nothing else was there, and asking again costs 2.7 us
+WAITED_S = 10e-6  # a blocking read that took longer has waited: nothing else was there, as a rule
+READ, READ_NOW = 0, int(zmq.NOBLOCK)  # flags of a read: plain numbers, for an enumeration's cost as much as the call
 FLUSH_S = 2.0  # for slow readers to take their last replies when the worker stops
 # ms in which a connection has to be made: at 333 handshakes with keys a second, measured on two cores with the clients' own
 # work, 5,000 clients that come back at once need so long. Whoever connects and says nothing holds a place for no longer.
@@ -93,6 +94,7 @@ class Router:
         self._clock = clock
         self._wake = wake
         self._company_until = 0.0
+        self._alone = True
         # The sugar around recv() costs as much again as the call.
         self._recv: Callable[..., bytes] = partial(zmq.backend.Socket.recv, socket)
         self._recv_frame: Callable[..., zmq.Frame] = partial(zmq.backend.Socket.recv, socket)  # type: ignore[assignment]
@@ -105,11 +107,7 @@ class Router:
         """Serve until `stopping`; then answer what was read."""
         core, outbox, clock = self.core, self.outbox, self._clock
         while not self.stopping:
-            now = clock()
-            if not core.full:
-                self._take_in()
-                now = clock()
-            self._turn(now)
+            self._turn(clock() if core.full else self._take_in())
         while core.waiting:
             self._turn(clock())
         deadline = clock() + FLUSH_S
@@ -117,19 +115,21 @@ class Router:
             self.socket.poll(int(RETRY_S * 1000), zmq.POLLERR)
             self._send([], clock())
 
-    def _take_in(self) -> None:
-        """Take in what has arrived, for as long as a turn may."""
+    def _take_in(self) -> float:
+        """Take in what has arrived, for as long as a turn may; when that was done, in seconds."""
         core, clock = self.core, self._clock
         addresses, bodies, more = self._drain(FIRST_BODIES, wait=True)
+        self._alone = len(bodies) == 1
         now = clock()
-        turn_ends = now + TURN_S
         self._hand_on(addresses, bodies, now)
-        if more and self._flooded(addresses, now):
-            return
+        if not more or self._flooded(addresses, now):
+            return now
+        turn_ends = now + TURN_S
         while more and now < turn_ends and not core.full:
             addresses, bodies, more = self._drain(CHUNK_BODIES)
             self._hand_on(addresses, bodies, now)
             now = clock()
+        return now
 
     def _flooded(self, addresses: list[Address], now: float) -> bool:
         """Whether most of a chunk comes from one connection that is not alone."""
@@ -142,15 +142,20 @@ class Router:
         """Have the core run a wave, and send what it answers."""
         core, outbox = self.core, self.outbox
         self._send(core.turn(now), now)
-        for peer in core.take_crowded():
-            outbox.cut_off(peer)
-        cut, connections = outbox.take_cut(), self._connections
-        if cut and connections is not None:  # what its pipe holds is not let go of before the connection ends
+        if core.crowded or outbox.cut_now:
+            self._cut_off()
+        core.stats.dropped, core.stats.cut_off = outbox.dropped, outbox.cut_count
+        core.sent(self._clock())
+
+    def _cut_off(self) -> None:
+        """Cut off whoever has far too much unanswered, or does not read."""
+        for peer in self.core.take_crowded():
+            self.outbox.cut_off(peer)
+        cut, connections = self.outbox.take_cut(), self._connections
+        if connections is not None:  # what its pipe holds is not let go of before the connection ends
             with connections.lock:
                 for peer in cut:
                     connections.cut(peer)
-        core.stats.dropped, core.stats.cut_off = outbox.dropped, outbox.cut_count
-        core.sent(self._clock())
 
     def _hand_on_claimed(self, addresses: list[Address], bodies: list[zmq.Frame], now: float) -> None:
         """Have the core take in what somebody has sent, and whose it is."""
@@ -173,21 +178,24 @@ class Router:
         """Some of what has arrived, and whether there may be more. May wait for something, if there is nothing else to do."""
         addresses: list[Address] = []
         bodies: list[zmq.Frame] = []
-        recv, recv_frame, more, cut = self._recv, self._recv_frame, zmq.NOBLOCK, self.outbox.cut
+        recv, recv_frame, cut = self._recv, self._recv_frame, self.outbox.cut
         size, started, left = 0, 0.0, True
-        flags = more.value
+        flags = READ_NOW
         if wait and not self.core.waiting:
             if self.outbox:  # somebody may have begun to read again
                 if not self.socket.poll(int(RETRY_S * 1000)):
                     return addresses, bodies, False
             else:
-                flags, started = 0, time.perf_counter()
+                flags = READ
+                # Asking for more than there is costs 2.7 us. Whoever came alone last time, and had to be waited for, is taken to
+                # be alone now. Where there was company, the first to come is not: a turn for it alone would hold up the others.
+                started = time.perf_counter() if self._alone else 0.0
         try:
             for _ in range(most):
                 address: Address = recv(flags)
                 # As a frame, for a frame knows without a further call whether another one follows. Reading two frames
                 # blindly would be 0.5 us faster and let a peer's forged third frame pass as another peer's message.
-                body = recv_frame(more, False)
+                body = recv_frame(READ_NOW, False)
                 if body.more:
                     address, body = self._enveloped(routing_id(address), body)
                 if not cut or routing_id(address) not in cut:
@@ -203,7 +211,7 @@ class Router:
                         left = False
                         break
                     started = 0.0
-                flags = more.value
+                flags = READ_NOW
         except zmq.Again:
             left = False
         if self.stopping:
@@ -221,7 +229,7 @@ class Router:
             good = good and len(frames) <= ENVELOPE_FRAMES and len(frame) <= ENVELOPE_FRAME_BYTES
             if good:
                 frames.append(frame.bytes)
-            frame = self._recv_frame(zmq.NOBLOCK, False)
+            frame = self._recv_frame(READ_NOW, False)
         return (tuple(frames), frame) if good else (address, Emptied.of(frame))
 
 
