@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from rnnstream.cli.bench import bench
 from rnnstream.cli.convert import convert
 from rnnstream.cli.feed import feed
 from rnnstream.cli.inspect import inspect
@@ -44,5 +45,5 @@ def main() -> None:
     """Serve trained recurrent networks one token at a time."""
 
 
-for command in (serve, feed, session, store, keygen, convert, inspect, selftest):
+for command in (serve, feed, session, store, keygen, convert, inspect, selftest, bench):
     main.add_command(command)

@@ -45,7 +45,7 @@ def test_each_command_takes_keys(worker: CurveToy, at: list[object], tmp_path: P
 
 def test_every_command_that_connects_has_the_options() -> None:
     session = main.commands["session"]
-    for command in (main.commands["feed"], *session.commands.values()):  # type: ignore[attr-defined]
+    for command in (main.commands["feed"], main.commands["bench"], *session.commands.values()):  # type: ignore[attr-defined]
         names = [option for parameter in command.params for option in parameter.opts]
         place = names.index("--connect")
         assert names[place : place + 3] == ["--connect", "--server-key", "--key"]

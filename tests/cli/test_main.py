@@ -11,7 +11,7 @@ from .conftest import DEADLINE_S, run
 
 
 def test_the_commands() -> None:
-    assert sorted(main.commands) == ["convert", "feed", "inspect", "keygen", "selftest", "serve", "session", "store"]
+    assert sorted(main.commands) == ["bench", "convert", "feed", "inspect", "keygen", "selftest", "serve", "session", "store"]
     assert run("--help").exit_code == 0
     assert run("nothing").exit_code == 2
 
