@@ -19,7 +19,17 @@ from rnnstream.model.blas import kernels, one_thread
 from rnnstream.model.tiles import Product, Tile, exact_tile, is_exact
 
 SIZES = (100, 256, 512, 1024)
-FORMS = ((1, None), (2, None), (4, None), (8, None), (16, None), (4, 128), (4, 64), (8, 64))  # rows, columns of a panel
+FORMS = (
+    (1, None),
+    (2, None),
+    (4, None),
+    (8, None),
+    (16, None),
+    (4, 256),
+    (4, 128),
+    (4, 64),
+    (8, 64),
+)  # rows, columns of a panel
 ROWS = 64
 
 
@@ -56,8 +66,12 @@ def main() -> None:
                 one = microseconds(lambda product=product, x=x: product(x[:1]), rows * size**2)
                 mark = "" if is_exact(size, size, "<f4", tile) else "!"
                 cells.append(f"{many:.2f} / {one:.1f}{mark}")
-            table.add_row(*cells, str(exact_tile(size, size, "<f4")))
-    Console(width=170).print(table)
+            used = exact_tile(size, size, "<f4")
+            product = Product(w, used)
+            many = microseconds(lambda product=product, x=x: product(x), ROWS * size**2) / ROWS
+            one = microseconds(lambda product=product, x=x: product(x[:1]), used.rows * size**2)
+            table.add_row(*cells, f"{used}: {many:.2f} / {one:.1f}")
+    Console(width=210).print(table)
 
 
 if __name__ == "__main__":

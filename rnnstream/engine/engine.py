@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy.typing as npt
@@ -71,50 +71,74 @@ class Engine(Turns):
                 this call, were left out; the others have moved.
         """
         self.check_want(want, surprisal)
-        pairs = [(name, self.model.input.token(x)) for name, x in tokens]
+        table, pairs = self.table, list(tokens)
+        xs = self.model.input.tokens([x for _, x in pairs])
         rows: list[int] = []
-        predictions: list[Prediction | None] = [None] * len(pairs)
-        stopped: set[int] = set()
         try:
+            find, live = table.rows.get, table.live
             for name, _ in pairs:
-                self.known(name)
-                rows.append(self.table.take(name))
+                row = find(name)
+                if row is None or not live[row]:
+                    self.known(name)
+                    row = table.take(name)
+                rows.append(row)
             with one_thread():
-                for wave in _waves(rows):
-                    places = [place for place in wave if rows[place] not in stopped]
-                    if not places:
-                        break
-                    found = self._move([rows[p] for p in places], [pairs[p][1] for p in places], want, surprisal, now)
-                    for place, prediction in zip(places, found, strict=True):
-                        predictions[place] = prediction
-                        if prediction is None:
-                            stopped.add(rows[place])
-            if stopped:
-                raise self.not_finite(next(row for row in rows if row in stopped))
+                if 0 < len(rows) == len(set(rows)):  # one wave, the usual case
+                    found = self._move(rows, xs, want, surprisal, now)
+                else:
+                    found = self._move_often(rows, xs, want, surprisal, now)
+            predictions = [prediction for prediction in found if prediction is not None]
+            if len(predictions) < len(rows):
+                raise self.not_finite(next(row for row, prediction in zip(rows, found, strict=True) if prediction is None))
         finally:
-            for row in rows:
-                self.table.free(row)
-        return [prediction for prediction in predictions if prediction is not None]
+            if not all(map(table.live.__getitem__, rows)):
+                for row in rows:
+                    table.free(row)
+        return predictions
+
+    def _move_often(
+        self, rows: list[int], tokens: list[Any], want: str | int, surprisal: bool, now: float
+    ) -> list[Prediction | None]:
+        """Rows that come several times: in waves. None where the state would not be finite, and for that row from there on."""
+        found: list[Prediction | None] = [None] * len(rows)
+        stopped: set[int] = set()
+        for wave in _waves(rows):
+            places = [place for place in wave if rows[place] not in stopped]
+            if not places:
+                break
+            moved = self._move([rows[p] for p in places], [tokens[p] for p in places], want, surprisal, now)
+            for place, prediction in zip(places, moved, strict=True):
+                found[place] = prediction
+                if prediction is None:
+                    stopped.add(rows[place])
+        return found
 
     def _move(
         self, rows: list[int], tokens: list[Any], want: str | int, surprisal: bool, now: float
-    ) -> list[Prediction | None]:
+    ) -> Sequence[Prediction | None]:
         """One wave; None where the state would not be finite."""
-        opened = [self.admit(row, None, now) for row in rows]
-        found: list[Prediction | None] = [None] * len(rows)
+        live = self.table.live
+        opened: list[int] = []  # places
+        found: Sequence[Prediction | None] = [None] * len(rows)
         try:
+            if not all(map(live.__getitem__, rows)):
+                for place, row in enumerate(rows):
+                    if self.admit(row, None, now):
+                        opened.append(place)
             moves = self.compute(rows, tokens)
             predictions = self.predictions(moves, [want] * len(rows))
-            scores = self.scores(rows, tokens) if surprisal else [None] * len(rows)
-            for i, prediction in enumerate(predictions):
-                prediction.opened, prediction.surprisal = opened[i], scores[i]
-                if moves.good is None or moves.good[i]:
-                    found[i] = prediction
+            if surprisal:
+                for prediction, score in zip(predictions, self.scores(rows, tokens), strict=True):
+                    prediction.surprisal = score
+            for place in opened:
+                predictions[place].opened = True
             self.commit(moves, now)
+            good = moves.good
+            found = predictions if good is None else [found if good[i] else None for i, found in enumerate(predictions)]
         finally:
-            for row, was_opened, moved in zip(rows, opened, found, strict=True):
-                if was_opened and moved is None:
-                    self.table.withdraw(row)
+            for place in opened:
+                if found[place] is None:
+                    self.table.withdraw(rows[place])
         return found
 
     def open(self, session: str, state: bytes | None = None, *, now: float = 0.0) -> int:

@@ -15,7 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-_LARGEST_EXPONENT = {"f": 88.0, "d": 709.0}  # exp() of more is infinite in float32, float64
+# By dtype, as arrays: NumPy takes 1 us longer over a number of Python's.
+_LARGEST_EXPONENT: dict[str, Array] = {
+    "f": np.array(88, np.float32),
+    "d": np.array(709, np.float64),
+}  # exp() of more is infinite
+_ONE: dict[str, Array] = {"f": np.array(1, np.float32), "d": np.array(1, np.float64)}
 
 
 def identity(z: Array) -> Array:
@@ -35,10 +40,11 @@ def relu(z: Array) -> Array:
 
 def sigmoid(z: Array) -> Array:
     """g(z) = 1 / (1 + exp(-z))."""
+    kind = z.dtype.char
     y = np.negative(z)
-    np.minimum(y, _LARGEST_EXPONENT[z.dtype.char], out=y)
+    np.minimum(y, _LARGEST_EXPONENT[kind], out=y)
     np.exp(y, out=y)
-    y += 1
+    y += _ONE[kind]
     return np.reciprocal(y, out=y)
 
 

@@ -9,7 +9,7 @@ outputs (`head`), apart so that it can be skipped. It keeps no session; states a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -54,6 +54,13 @@ class Input:
             BadRequest: wrong type; a bool is no number.
         """
         return self._id(x) if self.kind == "token" else self._vector(x)
+
+    def tokens(self, xs: Iterable[Any]) -> list[Any]:
+        """`token` of each; ids, the usual case, are checked in passing."""
+        if self.kind == "token":
+            check, size = self._id, self.size
+            return [x if type(x) is int and 0 <= x < size else check(x) for x in xs]
+        return [self._vector(x) for x in xs]
 
     def sample(self) -> Any:
         """Some checked token, for a step that is only tried: id 0, or zeros."""
@@ -221,7 +228,7 @@ class StepModel(ABC):
     def _run(self, xs: Sequence[Any], a: Array | None) -> tuple[Array, list[Array]]:
         states = self._rows(self.initial_state() if a is None else a)
         features = []
-        tokens = [self.input.token(x) for x in xs]
+        tokens = self.input.tokens(xs)
         with one_thread():
             for token in tokens:
                 states, seen = self.advance(states, self.input.batch([token]))

@@ -23,34 +23,47 @@ from rnnstream.model.blas import kernels, one_thread
 Array = npt.NDArray[Any]
 
 # OpenBLAS's kernels for AVX-512 multiply small matrices (R*K*N up to 1e6) without packing them first, and are fastest on four
-# rows and narrow panels of w. The others pack, so that a small tile costs nearly as much as a large one, and one row (gemv)
-# is fastest as long as w stays in the cache. Measured figures: docs/design.md.
+# rows and panels of w: as few as are small where w stays in a core's cache, for each is a call; beyond it narrow ones, whose
+# rows lie so close that they are fetched ahead. The others pack, so that a small tile costs nearly as much as a large one,
+# and one row (gemv) is fastest as long as w stays in the cache. Measured figures: docs/design.md.
 _SMALL_MATRIX_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
-_SMALL_PRODUCT = 300_000  # R*K*N up to which a panel is not worth its call
+_SMALL_PRODUCT = 1_000_000  # R*K*N
+_NEAR_NUMBERS = 1 << 18  # of w: 1 MiB in float32, the second-level cache of such a processor
 _CACHED_BYTES = 4 << 20  # of w: beyond it, reading w once a row costs more than padding a tile
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """The form of one product: `rows` at a time against panels of `columns` columns."""
+    """The form of one product: `rows` at a time against panels of `columns` columns; up to `few` rows as a tile of so many."""
 
     rows: int
     columns: int
+    few: int = 0
 
     def __str__(self) -> str:
-        return f"{self.rows} x {self.columns}"
+        return f"{self.rows}{f' or {self.few}' if self.few else ''} x {self.columns}"
 
 
 def candidates(k: int, n: int, itemsize: int, kernel: str) -> list[Tile]:
     """The forms that are tried for a [k, n] matrix, in this order; one row at a time is always among them."""
-    panel = n if 4 * k * n <= _SMALL_PRODUCT else 128 if k <= 1024 else 64
     if any(name in kernel for name in _SMALL_MATRIX_KERNELS):
-        order = [Tile(4, min(panel, n)), Tile(8, min(panel, n)), Tile(2, n), Tile(1, n)]
+        panel = min(n, _panel(k, n))
+        # Two rows have the bits of four nearly everywhere, and cost a third less: one row is what latency is about.
+        order = [Tile(4, panel, few=2), Tile(4, panel), Tile(8, panel), Tile(2, n), Tile(1, n)]
     elif k * n * itemsize > _CACHED_BYTES:
         order = [Tile(8, n), Tile(4, n), Tile(2, n), Tile(1, n)]
     else:
         order = [Tile(1, n)]
     return order
+
+
+def _panel(k: int, n: int) -> int:
+    """Columns of a panel, for the kernels that multiply small matrices without packing them."""
+    panels = -(-4 * k * n // _SMALL_PRODUCT)
+    # A last panel of a single column is multiplied by gemv, with other bits: where there has been one, there is one.
+    if k * n > _NEAR_NUMBERS or (n % 128 == 1 and 4 * k * n > 300_000):
+        return 128 if k <= 1024 else 64
+    return n if panels == 1 else -(-n // (64 * panels)) * 64
 
 
 class Product:
@@ -65,9 +78,15 @@ class Product:
         n, k = w.shape
         self.tile = tile or exact_tile(k, n, w.dtype.str)
         # The layout of w decides which kernel runs, so it is the same whatever came in.
-        self.panels = [  # [K, columns]
-            np.array(w[start : start + self.tile.columns].T, order="C") for start in range(0, n, self.tile.columns)
+        columns = self.tile.columns
+        full = n // columns
+        # [panels, K, columns]: all panels in one piece, but a narrower last one.
+        self.full_panels = np.array(w[: full * columns].reshape(full, columns, k).transpose(0, 2, 1), order="C")
+        self.panels = [  # [K, columns], and their place in the result
+            (panel, slice(number * columns, (number + 1) * columns)) for number, panel in enumerate(self.full_panels)
         ]
+        if n % columns:
+            self.panels.append((np.array(w[full * columns :].T, order="C"), slice(full * columns, n)))
         self.shape = (n, k)
 
     def __call__(self, x: Array) -> Array:  # [B, K] -> [B, N]
@@ -75,27 +94,44 @@ class Product:
 
         Must run under `one_thread`.
         """
-        n, k = self.shape
-        rows = self.tile.rows
-        tiles, over = divmod(len(x), rows)
-        if over:
-            tiles += 1
-            padded = np.zeros((tiles * rows, k), x.dtype)
-            padded[: len(x)] = x
-            stack = padded.reshape(tiles, rows, k)
+        batch, rows = len(x), self.tile.rows
+        if batch > rows:
+            return self._stacked(x)
+        if batch <= self.tile.few:
+            rows = self.tile.few
+        # One tile is no stack: a product of two plain matrices is the same call of BLAS, with 1 us less around it.
+        if batch < rows:
+            tile = np.zeros((rows, x.shape[1]), x.dtype)
+            tile[:batch] = x
         else:
-            stack = np.ascontiguousarray(x).reshape(tiles, rows, k)
+            tile = np.ascontiguousarray(x)
         if len(self.panels) == 1:
-            out = np.matmul(stack, self.panels[0])
+            out: Array = tile.dot(self.panels[0][0])
+        else:
+            # All panels in one call, for there may be a hundred, and each call costs 1 us. What comes out of it is small.
+            full, _, columns = self.full_panels.shape
+            out = np.empty((rows, self.shape[0]), x.dtype)
+            out[:, : full * columns].reshape(rows, full, columns)[:] = np.matmul(tile, self.full_panels).transpose(1, 0, 2)
+            for panel, place in self.panels[full:]:
+                np.matmul(tile, panel, out=out[:, place])
+        return out[:batch]
+
+    def _stacked(self, x: Array) -> Array:  # [B, K] -> [B, N]
+        """The product of more rows than a tile has: all tiles in one call for each panel."""
+        (n, k), batch, rows = self.shape, len(x), self.tile.rows
+        tiles = -(-batch // rows)
+        if batch % rows:
+            padded = np.zeros((tiles * rows, k), x.dtype)
+            padded[:batch] = x
+            x = padded
+        stack = np.ascontiguousarray(x).reshape(tiles, rows, k)
+        if len(self.panels) == 1:
+            out: Array = np.matmul(stack, self.panels[0][0])
         else:
             out = np.empty((tiles, rows, n), x.dtype)
-            start = 0
-            for panel in self.panels:
-                stop = start + panel.shape[1]
-                np.matmul(stack, panel, out=out[:, :, start:stop])
-                start = stop
-        result = out.reshape(tiles * rows, n)
-        return result[: len(x)] if over else result
+            for panel, place in self.panels:
+                np.matmul(stack, panel, out=out[:, :, place])
+        return out.reshape(tiles * rows, n)[:batch]
 
 
 @functools.cache
@@ -129,7 +165,26 @@ def is_exact(k: int, n: int, dtype: str, tile: Tile) -> bool:
             return False
     wild = x.copy()
     wild[1::2] = np.array([np.nan, np.inf, np.finfo(dtype).max, -np.inf], dtype)[np.arange(batch // 2) % 4, np.newaxis]
-    return np.array_equal(product(wild)[::2], among_others[::2])
+    if not np.array_equal(product(wild)[::2], among_others[::2]):
+        return False
+    return not tile.few or _few_are_exact(rng, product, dtype)
+
+
+def _few_are_exact(rng: np.random.Generator, product: Product, dtype: str) -> bool:
+    """Measure whether the tile for few rows gives the bits of the other one, in each of its places.
+
+    They are two kernels, which may differ in the last columns alone, and there in some rows: so many rows are looked at.
+    """
+    few = product.tile.few
+    x = _uniform(rng, (64 * few, product.shape[1]), dtype)
+    expected = product(x)
+    for start in range(0, len(x), few):
+        rows = slice(start, start + few)
+        if not np.array_equal(product(x[rows]), expected[rows]):
+            return False
+    wild = x[:few].copy()
+    wild[1:] = np.nan
+    return np.array_equal(product(wild)[:1], expected[:1])
 
 
 def _uniform(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:

@@ -366,6 +366,17 @@ def test_a_full_engine_opens_no_more_and_serves_those_that_are_open(make: Make) 
     assert sorted(engine.sessions()) == ["b", "c"]
 
 
+def test_what_a_refused_call_has_opened_is_not_open(make: Make) -> None:
+    """More names may be waited for than open: then it shows only when they are opened, one after the other."""
+    engine = make(network(), max_sessions=2, max_rows=9)
+    engine.step([("a", 1)])
+    with pytest.raises(Full, match="2 sessions"):
+        engine.step([("a", 1), ("b", 1), ("c", 1)])
+    assert everything(engine) == moved(engine.model, {"a": [1]})
+    assert set(engine.table.rows) == {"a"}
+    assert engine.step([("b", 1)])[0].opened
+
+
 def test_info(make: Make) -> None:
     model = network()
     engine = make(model)

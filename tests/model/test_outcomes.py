@@ -63,11 +63,14 @@ def test_p_is_the_probability_bit_for_bit(dtype, columns):
         assert (alone[0][0], alone[1].tobytes()) == (ids[row], p[row].tobytes())
 
 
-def test_nearly_equal_logits_whose_probabilities_are_equal():
+@pytest.mark.parametrize(("logit", "expected"), [(1.0, 1), (0.1, 0)])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_nearly_equal_logits_whose_probabilities_are_equal(rows, logit, expected):
     """The tie is one of probabilities, so that y is the first maximum of the probs that the same request would get."""
-    z = np.array([[1.0, np.nextafter(np.float32(1), np.float32(2)), 0.0]], np.float32)
+    z = np.array([[logit, np.nextafter(np.float32(logit), np.float32(2)), 0.0]] * rows, np.float32)
     probs = Output("categorical", 3).g2(z)
     ids, p = most_likely(z)
+    assert ids.tolist() == [expected] * rows  # near 0.1 numbers lie closer than exp() tells apart
     assert ids[0] == probs[0].argmax()
     assert p[0] == probs[0, ids[0]]
     assert top(probs[0], 1) == [(int(ids[0]), float(p[0]))]

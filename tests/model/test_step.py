@@ -53,6 +53,17 @@ def test_what_is_no_id(x):
         assert caught.value.field == "x"
 
 
+def test_many_tokens_are_checked_like_one():
+    assert IDS.tokens([4, np.int8(2), 0]) == [4, 2, 0]
+    assert WORDS.tokens(["b", 2, "a"]) == [1, 2, 0]
+    assert IDS.tokens(iter(())) == []
+    assert [type(x) for x in IDS.tokens([np.int64(3), 3])] == [int, int]
+    assert [vector.tolist() for vector in VECTOR.tokens([[1, 2, 3], np.zeros(3)])] == [[1, 2, 3], [0, 0, 0]]
+    for wrong, error in [(5, BadToken), (-1, BadToken), (True, BadRequest), (1.0, BadRequest), ("a", BadToken)]:
+        with pytest.raises(error):
+            IDS.tokens([1, wrong, 2])
+
+
 def test_words():
     assert [WORDS.token(x) for x in ("a", "b", "ab c", np.str_("b"), 1)] == [0, 1, 2, 1, 1]
     for x in ("", "A", "ab", "c" * 1000, "\ud800"):

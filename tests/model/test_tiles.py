@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rnnstream.model import tiles
-from rnnstream.model.blas import one_thread
+from rnnstream.model.blas import kernels, one_thread
 from rnnstream.model.tiles import Product, Tile, candidates, exact_tile, is_exact
 
 DTYPES = ["float32", "float64"]
@@ -46,7 +46,7 @@ def test_any_shape(k, n, batch, dtype, fortran, seed):
         assert other(wide[:, k : 2 * k]).tobytes() == together.tobytes()
 
 
-@pytest.mark.parametrize("tile", [Tile(1, 7), Tile(4, 3), Tile(4, 7), Tile(3, 2), Tile(8, 1)])
+@pytest.mark.parametrize("tile", [Tile(1, 7), Tile(4, 3), Tile(4, 7), Tile(3, 2), Tile(8, 1), Tile(4, 3, few=2)])
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 8, 9, 13])
 def test_panels_and_padding_put_every_number_in_its_place(tile, batch):
     w, x = np.arange(35.0).reshape(7, 5), np.arange(batch * 5.0).reshape(batch, 5)
@@ -135,6 +135,36 @@ def test_a_product_that_is_not_exact_is_found_out(monkeypatch, fault, tile, dtyp
         assert not is_exact(30, 40, dtype, tile)
 
 
+def ulp_of_one(out, x):
+    if len(out) == 1:
+        out[:] = np.nextafter(out, np.inf, dtype=out.dtype)
+
+
+def ulp_in_the_second_of_two(out, x):
+    if len(out) == 2:
+        out[1, -1] = np.nextafter(out[1, -1], np.inf, dtype=out.dtype)
+
+
+def ulp_by_the_other_of_two(out, x):
+    if len(out) == 2 and (x[0] != x[1]).any():
+        out[0, 0] = np.nextafter(out[0, 0], np.inf, dtype=out.dtype)
+
+
+def leaks_nan_to_the_other_of_two(out, x):
+    if len(out) == 2:
+        out += 0 * x.max()
+
+
+@pytest.mark.parametrize(
+    "fault", [ulp_of_one, ulp_in_the_second_of_two, ulp_by_the_other_of_two, leaks_nan_to_the_other_of_two]
+)
+def test_a_form_for_few_rows_that_has_other_bits_is_found_out(monkeypatch, fault):
+    with one_thread():
+        assert is_exact(8, 40, "float32", Tile(4, 40, few=2)) or not kernels().endswith("SkylakeX")
+        broken(monkeypatch, fault)
+        assert not is_exact(8, 40, "float32", Tile(4, 40, few=2))
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_a_narrow_product_is_probed_often(monkeypatch, n):
     """A head of one number differs only in some rows; here in one of sixteen."""
@@ -161,6 +191,41 @@ def test_one_row_at_a_time_is_always_a_candidate(kernel, itemsize):
             assert order == candidates(k, n, itemsize, kernel)
 
 
+@pytest.mark.parametrize(
+    ("k", "n", "columns"),
+    [
+        (100, 100, 100),
+        (256, 768, 768),  # whole: 4 rows are a small product, and it stays in the cache
+        (256, 1024, 512),  # in as few equal parts as are small
+        (512, 512, 256),
+        (333, 700, 700),
+        (1024, 100, 100),
+        (1024, 1024, 128),  # narrow: it does not stay in the cache
+        (100, 10_000, 128),
+        (2048, 2048, 64),
+        (501, 257, 128),  # whose last column is a panel of its own, as ever
+        (256, 257, 257),  # not here
+    ],
+)
+def test_the_panels_of_kernels_that_multiply_small_matrices_without_packing(k, n, columns):
+    """What is chosen is part of the bits of stored sessions: whoever changes it, changes them."""
+    assert candidates(k, n, 4, KERNELS[0])[:2] == [Tile(4, columns, few=2), Tile(4, columns)]
+    assert 4 * k * columns <= 1_000_000
+
+
+@pytest.mark.parametrize(("k", "n"), [(256, 768), (256, 1024), (512, 512), (130, 700), (501, 257), (333, 300)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_width_of_the_panels_is_not_seen_in_the_bits(k, n, dtype):
+    """Of the kernels with which there are panels at all: fewer calls for the same numbers."""
+    if not kernels().endswith("SkylakeX"):
+        pytest.skip("these kernels have no panels")
+    w, x = uniform((n, k), dtype), uniform((9, k), dtype, 1)
+    with one_thread():
+        chosen, narrow = Product(w), Product(w, Tile(4, 128))
+        assert len(chosen.panels) < len(narrow.panels) or n == 257
+        assert chosen(x).tobytes() == narrow(x).tobytes()
+
+
 @pytest.mark.parametrize(("good", "expected"), [({1, 2, 4, 8}, 4), ({1, 2, 8}, 8), ({1, 2}, 2), ({1}, 1), (set(), 1)])
 def test_the_first_candidate_that_passes_is_taken(monkeypatch, good, expected):
     """By a fixed order and by what passes alone: no clock is looked at."""
@@ -185,3 +250,4 @@ def test_the_choice_is_the_same_when_it_is_measured_again():
 
 def test_a_tile_says_its_form():
     assert str(Tile(4, 128)) == "4 x 128"
+    assert str(Tile(4, 128, few=2)) == "4 or 2 x 128"
