@@ -5,7 +5,9 @@ ZeroMQ addresses, and what each key may have there), `Client`, `AsyncClient`, `P
 exception of `rnnstream.errors`.
 """
 
-from rnnstream.client import AsyncClient, AsyncSession, Client, Session
+from typing import TYPE_CHECKING, Any
+
+from rnnstream.client import Client, Session
 from rnnstream.engine.engine import Engine
 from rnnstream.errors import (
     BadKey,
@@ -39,8 +41,11 @@ from rnnstream.model.file import save
 from rnnstream.model.network import Network
 from rnnstream.model.step import Input, Output, StepModel
 from rnnstream.prediction import Prediction
-from rnnstream.worker.quotas import Quotas
-from rnnstream.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from rnnstream.client import AsyncClient, AsyncSession
+    from rnnstream.worker.quotas import Quotas
+    from rnnstream.worker.worker import Worker
 
 __all__ = [
     "AsyncClient",
@@ -83,3 +88,20 @@ __all__ = [
     "load",
     "save",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """These are imported when they are asked for: asyncio and the worker take as long as all the rest."""
+    if name in ("AsyncClient", "AsyncSession"):
+        from rnnstream.client import aio
+
+        return getattr(aio, name)
+    if name == "Quotas":
+        from rnnstream.worker.quotas import Quotas
+
+        return Quotas
+    if name == "Worker":
+        from rnnstream.worker.worker import Worker
+
+        return Worker
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

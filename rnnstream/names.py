@@ -24,6 +24,10 @@ class Owned(NamedTuple):
         """The name alone, as it goes into sentences for its owner."""
         return self.name
 
+    def encode(self) -> bytes:
+        """The name alone in UTF-8, as of a plain one."""
+        return self.name.encode()
+
 
 Name: TypeAlias = str | Owned  # `str(name)` is what the user calls it
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 from rnnstream.errors import Conflict, Full, Gap, Stale
 from rnnstream.names import Name
@@ -32,6 +32,7 @@ JUDGEMENTS = {
 ORDINARY_BYTES = 2048  # of a reply that is part of its producer: a prediction without probabilities
 ENTRY_BYTES = 200  # of the objects around a kept reply
 SHARE = 4  # of the room for producers, replies, sessions and connections, a key gets this part: no key fills it alone
+IDS = 1000  # of the producers that came last: one that feeds many sessions has one string in all of them, not 96 bytes in each
 LOOKED_AT = 1000  # producers that are looked through for some to forget, when there are too many in all: 0.1 ms
 
 
@@ -65,7 +66,58 @@ class Producer:
         return self.more[place][1:] if self.more and 0 <= place < len(self.more) else None
 
 
-Producers: TypeAlias = dict[str, Producer]  # of one session, by their ids
+class Producers(MutableMapping[str, Producer]):
+    """The producers of one session, by their ids.
+
+    Nearly every session has one, and keeps it here: a dict would take 140 bytes more of each, of some 530 with the session.
+
+    Attributes:
+        id, lone: the only producer; None where there is none, or more.
+    """
+
+    __slots__ = ("_many", "id", "lone")
+
+    def __init__(self, known: Iterable[tuple[str, Producer]] = ()) -> None:
+        self.id: str | None = None
+        self.lone: Producer | None = None
+        self._many: dict[str, Producer] | None = None  # two or more
+        for producer, mine in known:
+            self[producer] = mine
+
+    def __getitem__(self, producer: str) -> Producer:
+        if self._many is not None:
+            return self._many[producer]
+        if self.lone is None or self.id != producer:
+            raise KeyError(producer)
+        return self.lone
+
+    def __setitem__(self, producer: str, mine: Producer) -> None:
+        if self._many is not None:
+            self._many[producer] = mine
+        elif self.id is None or self.lone is None or self.id == producer:
+            self.id, self.lone = producer, mine
+        else:
+            self._many = {self.id: self.lone, producer: mine}
+            self.id = self.lone = None
+
+    def __delitem__(self, producer: str) -> None:
+        if self._many is not None:
+            del self._many[producer]
+            if len(self._many) == 1:
+                [(self.id, self.lone)] = self._many.items()
+                self._many = None
+        elif self.id == producer:
+            self.id = self.lone = None
+        else:
+            raise KeyError(producer)
+
+    def __iter__(self) -> Iterator[str]:
+        if self._many is not None:
+            return iter(self._many)
+        return iter(() if self.id is None else (self.id,))
+
+    def __len__(self) -> int:
+        return len(self._many) if self._many is not None else self.id is not None
 
 
 @dataclass
@@ -77,7 +129,7 @@ class Numbering:
         reply_bytes: most bytes of these; so much may be in flight by the bounds of a client's window.
         producers: most producers of a session. Each run of a program is one.
         producer_s: seconds of silence before a producer is forgotten to make room: longer than anybody waits for a reply.
-        most_producers: in all: 0.9 GB with an ordinary reply each. Newcomers of one wave that find the last place share it.
+        most_producers: in all: 0.7 GB with an ordinary reply each. Newcomers of one wave that find the last place share it.
         most_bytes: of replies beside those ordinary ones, in all.
         count: producers in all.
         held_bytes: of replies in all producers' `more`.
@@ -92,6 +144,7 @@ class Numbering:
     count: int = field(default=0, init=False)
     held_bytes: int = field(default=0, init=False)
     _holders: OrderedDict[Producer, None] = field(default_factory=OrderedDict, init=False)  # with `more`, by when they kept
+    _ids: dict[str, str] = field(default_factory=dict, init=False)
     _tidied_at: float = field(default=-math.inf, init=False)
     _round: deque[Producers] = field(default_factory=deque, init=False)  # every session's that has any, and some without
 
@@ -116,7 +169,7 @@ class Numbering:
         Raises:
             Gap, Stale, Conflict: by the table.
         """
-        mine = (known or {}).get(producer)
+        mine = None if known is None else known.get(producer)
         last = mine.last if mine is not None else 0
         found = mine.find(n) if mine is not None and n <= last else None
         if n > last:
@@ -144,7 +197,7 @@ class Numbering:
         Raises:
             Full: there is none, and no other producer has been silent for long enough to be forgotten.
         """
-        known = known or {}
+        known = known if known is not None else Producers()
         if producer in known:
             return
         if self.count >= self.most_producers and now > self._tidied_at:  # once for all newcomers of a moment
@@ -161,7 +214,8 @@ class Numbering:
 
     def keep(self, known: Producers, producer: str, n: int, request: Any, reply: bytes, ack: int, now: float) -> None:
         """A number that `judge` let pass has counted: a repeat gets this reply; those up to `ack` are dropped."""
-        mine, ack = known.get(producer) or self._enrol(known, producer, now), min(ack, n - 1)
+        mine = (known.lone if known.id == producer else known.get(producer)) or self._enrol(known, producer, now)
+        ack = min(ack, n - 1)
         assert n == mine.last + 1
         if mine.more is not None:
             self.acknowledge(mine, ack)
@@ -252,7 +306,9 @@ class Numbering:
             if now - silent.heard_at >= self.producer_s:  # else it is the last of some newcomers that found one place
                 self._release(silent)
                 del known[quietest]
-        known[producer] = mine = Producer()
+        if len(self._ids) >= IDS:
+            self._ids.clear()
+        known[self._ids.setdefault(producer, producer)] = mine = Producer()
         self.count += 1
         return mine
 

@@ -1,8 +1,9 @@
 """The session table: which name has which row, and what is kept in the row.
 
-A row is a place in arrays that grow together. A name holds one from the first request that names it until it is neither open
-nor waited for. Rows are handed out again: nobody outside the engine may keep one past its last waiting request, and a row is
-cleared when it is taken. What outlives the row, for as long as the name is remembered, is in its tombstone.
+A row is a place in arrays that are as long as they may ever have to be. A name holds one from the first request that names it
+until it is neither open nor waited for. Rows are handed out again: nobody outside the engine may keep one past its last
+waiting request, and a row is cleared when it is taken. What outlives the row, for as long as the name is remembered, is in its
+tombstone.
 
 Sessions may be kept elsewhere too: `evict` and `place` are for whoever keeps them, and `absent` counts those that are not here.
 
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from rnnstream.engine.idle import Idle
 from rnnstream.engine.numbering import Numbering, Producers
 from rnnstream.engine.own_rows import OwnRows
+from rnnstream.engine.room import reserve
 from rnnstream.engine.tombstones import Tombstone, Tombstones
 from rnnstream.errors import Denied, Full
 from rnnstream.names import Name, owner_of
@@ -71,10 +73,7 @@ class Table:
         self._free: list[int] = []
         self.tombstones = Tombstones()
         self.rows_of: dict[str, OwnRows] = {}
-        self.states = np.empty((0, len(initial_state)), initial_state.dtype)
-        self.t = np.empty(0, np.int64)
-        self.opened_at = np.empty(0)
-        self.moved_at = np.empty(0)
+        self.states, self.t, self.opened_at, self.moved_at = self._rows(0)
         self._idle = Idle()
 
     def numbering_of(self, name: Name) -> Numbering:
@@ -101,7 +100,7 @@ class Table:
             self.live.append(0)
             self.producers.append(None)
             if row == len(self.t):
-                self._grow(max(64, 2 * row))
+                self._grow()
         self.states[row] = self._a0
         self.t[row] = 0
         self.names[row] = name
@@ -259,7 +258,7 @@ class Table:
         """The numbered producers of this row's name, to be added to."""
         known = self.producers[row]
         if known is None:
-            known = self.producers[row] = {}
+            known = self.producers[row] = Producers()
             name = self.names[row]
             assert name is not None
             if name in self.tombstones:
@@ -294,12 +293,22 @@ class Table:
                 break
         return expired
 
-    def _grow(self, capacity: int) -> None:
-        for attribute in ("states", "t", "opened_at", "moved_at"):
-            old = getattr(self, attribute)
-            new = np.zeros((capacity, *old.shape[1:]), old.dtype)
-            new[: len(old)] = old
-            setattr(self, attribute, new)
+    def _rows(self, count: int) -> tuple[Array, Array, Array, Array]:
+        """States, step counts and times of so many rows."""
+        shape, dtype = (count, len(self._a0)), self._a0.dtype
+        return reserve(shape, dtype), reserve((count,), np.int64), reserve((count,), np.float64), reserve((count,), np.float64)
+
+    def _grow(self) -> None:
+        """Have more rows: all that there may ever be, so that none is ever moved; where there is no room, twice as many."""
+        used = len(self.t)
+        old = self.states, self.t, self.opened_at, self.moved_at
+        try:
+            new = self._rows(self.max_rows)
+        except MemoryError:
+            new = self._rows(max(64, 2 * used))
+        for before, after in zip(old, new, strict=True):
+            after[:used] = before
+        self.states, self.t, self.opened_at, self.moved_at = new
 
     def check(self) -> None:
         """Assert what always holds between calls."""

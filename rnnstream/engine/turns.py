@@ -77,9 +77,9 @@ class Turns(Rows):
 
     def heard(self, row: int, producer: str, now: float) -> None:
         """A request of this producer has come; it is not to be forgotten before its turn."""
-        mine = (self.table.producers[row] or {}).get(producer)
-        if mine is not None:
-            mine.heard_at = now
+        known = self.table.producers[row]
+        if known is not None and producer in known:
+            known[producer].heard_at = now
 
     def keep(self, row: int, producer: str, n: int, request: Any, reply: bytes, ack: int, now: float) -> None:
         """A numbered request was carried out: its number has counted; see `Numbering.keep`."""
@@ -91,7 +91,7 @@ class Turns(Rows):
         row = self.table.rows.get(session)
         tombstone = self.table.tombstones.get(session)
         found = self.table.producers[row] if row is not None else tombstone.producers if tombstone else None
-        return found or {}
+        return found if found is not None else Producers()
 
     # -- existence, and t
 

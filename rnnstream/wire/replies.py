@@ -8,23 +8,26 @@ from typing import Any
 import msgpack
 
 from rnnstream.errors import ProtocolError, RequestError
+from rnnstream.wire.limits import SESSION_BYTES
 from rnnstream.wire.requests import hold_whole
 
-# A step's ordinary reply {"session": ..., "t": ..., "y": ..., "p": ...[, "label": ...]} is put together from a head kept for
-# the session, one `struct.pack`, and the label's bytes kept for each id: 170 ns, where packing a map takes 520. Its
-# integers have a fixed width for that reason.
-_TAIL = struct.Struct(">I3sI3sd")
-_Y = b"\xa1y\xce"  # "y", uint 32
-_P = b"\xa1p\xcb"  # "p", float 64
+# A step's ordinary reply {"session": ..., "t": ..., "y": ..., "p": ...[, "label": ...]} is one `struct.pack`, and the label's
+# bytes kept for each id: 170 ns, where packing a map takes 520. Its integers have a fixed width for that reason.
+_T, _Y, _P = b"\xa1t\xce", b"\xa1y\xce", b"\xa1p\xcb"  # "t" and "y", uint 32, and "p", float 64
 STEP_T = 0xFFFFFFFF  # the largest t that the fixed width holds; replies beyond it are packed as maps
 MOST_KEYS = 1024  # of a map: the producers of a session, 256, and what is yet to come; int keys can be made to collide
 
 encode = msgpack.Packer(autoreset=True).pack
 
 
-def step_head(session: str, label: bool) -> bytes:
-    """The bytes of a step's ordinary reply up to the number behind "t"."""
-    return (b"\x85" if label else b"\x84") + b"\xa7session" + encode(session) + b"\xa1t\xce"
+def _heads(label: bool) -> list[bytes]:
+    """The bytes in front of the session's name, by the bytes that the name has."""
+    head = (b"\x85" if label else b"\x84") + b"\xa7session"
+    return [head + (bytes((0xA0 | size,)) if size < 32 else bytes((0xD9, size))) for size in range(SESSION_BYTES + 1)]
+
+
+_HEADS = {label: _heads(label) for label in (False, True)}
+_PACKS = [struct.Struct(f">{len(head)}s{size}s3sI3sI3sd").pack for size, head in enumerate(_HEADS[False])]
 
 
 def step_label(label: str) -> bytes:
@@ -32,11 +35,13 @@ def step_label(label: str) -> bytes:
     return b"\xa5label" + encode(label)
 
 
-def step_replies(heads: list[bytes], ts: list[int], ys: list[int], ps: list[float], labels: list[bytes] | None) -> list[bytes]:
+def step_replies(
+    sessions: list[bytes], ts: list[int], ys: list[int], ps: list[float], labels: list[bytes] | None
+) -> list[bytes]:
     """The ordinary replies of a wave.
 
     Args:
-        heads: one `step_head` for each reply.
+        sessions: their names in UTF-8, each of at most `SESSION_BYTES` bytes.
         ts: step counts after the token, each at most `STEP_T`.
         ys: ids of the most likely next tokens.
         ps: their probabilities.
@@ -45,10 +50,12 @@ def step_replies(heads: list[bytes], ts: list[int], ys: list[int], ps: list[floa
     Raises:
         struct.error: a t beyond `STEP_T`.
     """
-    pack, y_key, p_key = _TAIL.pack, _Y, _P
-    if labels is None:
-        return [head + pack(t, y_key, y, p_key, p) for head, t, y, p in zip(heads, ts, ys, ps, strict=True)]
-    return [head + pack(t, y_key, y, p_key, p) + labels[y] for head, t, y, p in zip(heads, ts, ys, ps, strict=True)]
+    packs, heads, t_key, y_key, p_key = _PACKS, _HEADS[labels is not None], _T, _Y, _P
+    replies = [
+        packs[size](heads[size], session, t_key, t, y_key, y, p_key, p)
+        for size, session, t, y, p in zip(map(len, sessions), sessions, ts, ys, ps, strict=True)
+    ]
+    return replies if labels is None else [reply + labels[y] for reply, y in zip(replies, ys, strict=True)]
 
 
 def with_id(reply: bytes, id: str | int | bytes) -> bytes:

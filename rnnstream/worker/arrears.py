@@ -43,7 +43,8 @@ class Arrears:
     def reach(self, rows: int) -> None:
         """Have places for so many rows."""
         if rows > len(self._since):
-            self._since = np.concatenate((self._since, np.zeros(rows - len(self._since), np.int64)))
+            more = max(rows, 2 * len(self._since)) - len(self._since)
+            self._since = np.concatenate((self._since, np.zeros(more, np.int64)))
 
     def mark(self, rows: Array, id: int) -> None:
         """The sessions of these rows, for which there are places, move in the journal entry `id`: none before was newer."""

@@ -16,7 +16,6 @@ import msgpack
 from rnnstream.engine.engine import Engine
 from rnnstream.errors import RequestError, TooLarge
 from rnnstream.names import Name
-from rnnstream.wire import replies as wire
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.requests import MOST_KEYS, OPS, Request, decode, parse, readable
 from rnnstream.worker.answers import SPARE_BYTES, Answers, echo, reply_bytes
@@ -45,7 +44,6 @@ class Intake:
     Attributes:
         waves: the requests that wait.
         order: the bodies that are not answered.
-        heads: by row: the first bytes of its ordinary replies.
         crowded: connections to be cut off.
         reply_bytes: upper bound of the bytes of an ordinary reply.
         told: replies that name sessions, of which the store may not keep the last changes yet.
@@ -65,8 +63,6 @@ class Intake:
         self._engine, self._answers, self._limits, self._keeper = engine, answers, limits, keeper
         self.waves = Waves(len(engine.table.names))
         output, source = engine.model.output, engine.model.input
-        self._vocabulary = output.vocabulary is not None
-        self.heads = [wire.step_head(str(name), self._vocabulary) if name else b"" for name in engine.table.names]
         self.reply_bytes = reply_bytes(engine.model)
         # Ids below this take the short way; with dense input or another head, none does.
         self._plain_size = source.size if source.kind == "token" and output.kind == "categorical" else 0
@@ -127,11 +123,12 @@ class Intake:
                 ):
                     if keys > 3:
                         # Nothing of its session waits, so its turn is this wave's, and its number is judged right here.
-                        n, mine = item["n"], producers[row][item["producer"]]  # type: ignore[index]
+                        n, producer, known = item["n"], item["producer"], producers[row]
+                        mine: Any = known.lone if known.id == producer else known[producer]  # type: ignore[union-attr, index]
                         if type(n) is not int or n != mine.last + 1:
                             raise KeyError
                         mine.heard_at = now  # which keeps it from being forgotten before the wave has run
-                        wave.marks.append((len(wave.rows), mine, n, item["producer"]))
+                        wave.marks.append((len(wave.rows), mine, n, producer))
                     if keys & 1:
                         wave.ids[len(wave.rows)] = item["id"]
                     waiting[row] = 1
@@ -223,8 +220,8 @@ class Intake:
                         waiting[row] = turn + 1
                         short += 1
                         continue
-                    n, producer = item["n"], item["producer"]
-                    mine = producers[row][producer]  # type: ignore[index]
+                    n, producer, known = item["n"], item["producer"], producers[row]
+                    mine: Any = known.lone if known.id == producer else known[producer]  # type: ignore[union-attr, index]
                     ack = item.get("ack", n - 1 if len(body.replies) == 1 else 0)
                     if (
                         type(n) is type(ack) is int
@@ -239,7 +236,7 @@ class Intake:
                         waiting[row] = turn + 1
                         short += 1
                         continue
-            except (KeyError, TypeError):
+            except (AttributeError, KeyError, TypeError):
                 pass
             self._request(body, place, items, judged)
         waves.count += short
@@ -332,11 +329,8 @@ class Intake:
     def row_of(self, session: Name) -> int:
         """The row of a session, with its place in the lists of this class; a new one for a new name."""
         row = self._engine.table.take(session)
-        if row == len(self.heads):
+        if row == len(self.waves.waiting):
             self.waves.waiting.append(0)
-            self.heads.append(b"")
-        if not self.waves.waiting[row]:
-            self.heads[row] = wire.step_head(str(session), self._vocabulary)
         return row
 
     def charge(self, body: Body, more: int) -> None:
@@ -369,4 +363,3 @@ class Intake:
         for row, name in enumerate(table.names):
             if name is not None:
                 assert table.live[row] or self.waited_for(row)
-                assert self.heads[row] == wire.step_head(str(name), self._vocabulary)

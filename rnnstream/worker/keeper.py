@@ -101,7 +101,7 @@ class Keeper:
         if self._forgetting or self._engine.table.forgotten:  # a row of that name may still be there, as a tombstone's
             pushed_out = set(self._engine.table.forgotten or ())
             self.changed(*[name for name in batch.names if name in pushed_out or name in self._forgetting])
-        self._arrears.reach(len(self._engine.table.t))
+        self._arrears.reach(len(self._engine.table.names))
         self._arrears.mark(rows, self.replaying or self._id)
         self._arrears.work += len(rows) + WAVE_TOKENS
         if not self.replaying:

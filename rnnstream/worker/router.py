@@ -187,8 +187,8 @@ class Router:
                     return addresses, bodies, False
             else:
                 flags = READ
-                # Asking for more than there is costs 2.7 us. Whoever came alone last time, and had to be waited for, is taken to
-                # be alone now. Where there was company, the first to come is not: a turn for it alone would hold up the others.
+                # Asking for more than there is costs 2.7 us. Who came alone the last time, and was waited for, is taken to be
+                # alone now. Where there was company, the first to come is not: a turn for it alone would hold up the others.
                 started = time.perf_counter() if self._alone else 0.0
         try:
             for _ in range(most):

@@ -34,7 +34,7 @@ class Runner:
     Args:
         engine: the sessions.
         answers: what is said.
-        intake: where rows and the heads of replies are from.
+        intake: where rows are from.
         peeks: where peeks go on.
         stats: what is counted.
         keeper: told of what has to be kept; None where nothing is.
@@ -89,7 +89,8 @@ class Runner:
         kept: list[Numbered] = []
         for token in wave.numbered:
             row, x, producer, n, ack, body, place = token
-            mine = (table.producers[row] or {}).get(producer)
+            known = table.producers[row]
+            mine = None if known is None else known.lone if known.id == producer else known.get(producer)
             if mine is not None and n == mine.last + 1:
                 kept.append(token)
             else:
@@ -217,17 +218,17 @@ class Runner:
             some_ids, some_ps = most_likely(model.head(moves.features[part]))
             ids += some_ids.tolist()
             ps += some_ps.tolist()
-        ts, heads = moves.ts[: len(rows)].tolist(), self._intake.heads
+        ts, names = moves.ts[: len(rows)].tolist(), self.engine.table.names
+        sessions = [names[row].encode() for row in rows]  # type: ignore[union-attr]
         try:
-            return wire.step_replies([heads[row] for row in rows], ts, ids, ps, self._labels)
+            return wire.step_replies(sessions, ts, ids, ps, self._labels)
         except struct.error:  # a t beyond 32 bits
-            names, vocabulary = self.engine.table.names, model.output.vocabulary
-            fitting = [min(t, wire.STEP_T) for t in ts]
-            replies = wire.step_replies([heads[row] for row in rows], fitting, ids, ps, self._labels)
-            for place, (row, t, y, p) in enumerate(zip(rows, ts, ids, ps, strict=True)):
+            vocabulary = model.output.vocabulary
+            replies = wire.step_replies(sessions, [min(t, wire.STEP_T) for t in ts], ids, ps, self._labels)
+            for place, (session, t, y, p) in enumerate(zip(sessions, ts, ids, ps, strict=True)):
                 if t > wire.STEP_T:
                     label = {"label": vocabulary[y]} if vocabulary else {}
-                    replies[place] = wire.encode({"session": str(names[row]), "t": t, "y": y, "p": p} | label)
+                    replies[place] = wire.encode({"session": session.decode(), "t": t, "y": y, "p": p} | label)
             return replies
 
     def _predicted(self, moves: Moves, plain: int, steps: list[Step]) -> list[bytes]:

@@ -65,7 +65,7 @@ def packed(producers: Producers | None) -> bytes:
 
 def unpacked(data: bytes) -> Producers:
     """The producers of a session, which `Numbering.adopt` makes known."""
-    found: Producers = {}
+    found = Producers()
     for kept in unpack_producers(data):
         mine = found[kept.producer] = Producer()
         mine.last, mine.heard_at, mine.request, mine.reply = kept.last, kept.heard_at, kept.request, kept.reply

@@ -30,7 +30,7 @@ class Counting:
         counts: bool = True,
     ) -> bytes | None:
         """One request's turn; the kept reply, or None where it is applied. `counts` false: it is refused for another reason."""
-        known = self.sessions.setdefault(session, {})
+        known = self.sessions.setdefault(session, Producers())
         found = self.numbering.judge(session, known, producer, n, request, 7)
         if found is None:
             self.numbering.welcome(session, known, producer, now)
@@ -42,7 +42,7 @@ class Counting:
         return found
 
     def forget(self, session: str) -> None:
-        self.numbering.forget(self.sessions.pop(session, {}))
+        self.numbering.forget(self.sessions.pop(session, Producers()))
         self.check()
 
     def kept(self, session: str, producer: str) -> dict[int, bytes]:

@@ -43,7 +43,7 @@ def evicted(engine: Engine, name: str) -> Gone:
             int(table.t[row]),
             float(table.opened_at[row]),
             float(table.moved_at[row]),
-            table.producers[row] or {},
+            table.producers[row] or Producers(),
         )
     )
     for mine in gone[-1].values():
@@ -129,8 +129,8 @@ def test_rows_have_a_bound_of_their_own(make: Make) -> None:
 
 def test_a_tombstone_comes_back(make: Make) -> None:
     engine = make(network(), idle_timeout_s=9.0)
-    engine.table.bury("a", "expired", {"p": producer(3)})
-    engine.table.bury("b", "closed", {})
+    engine.table.bury("a", "expired", Producers([("p", producer(3))]))
+    engine.table.bury("b", "closed", Producers())
     engine.check()
     assert engine.table.numbering.count == 1
     for name, why in (("a", "expired"), ("b", "closed")):
@@ -146,7 +146,7 @@ def test_a_tombstone_comes_back(make: Make) -> None:
 def test_a_tombstone_comes_back_while_its_name_is_waited_for(make: Make) -> None:
     engine = make(network())
     row = engine.table.take("a")
-    engine.table.bury("a", "closed", {"p": producer(3)})
+    engine.table.bury("a", "closed", Producers([("p", producer(3))]))
     engine.check()
     assert engine.producers("a").keys() == {"p"}
     engine.reset_row(row, 0.0)
@@ -164,10 +164,10 @@ def test_names_that_are_forgotten_are_told_of(make: Make, monkeypatch: pytest.Mo
     for name in "abc":
         engine.open(name)
         engine.close(name)
-    engine.table.bury("d", "closed", {"p": producer(1)})
-    engine.table.bury("e", "closed", {"p": producer(1)})
+    engine.table.bury("d", "closed", Producers([("p", producer(1))]))
+    engine.table.bury("e", "closed", Producers([("p", producer(1))]))
     assert engine.table.forgotten == (["a", "b", "c"] if told else None)
-    engine.table.bury("f", "closed", {})
+    engine.table.bury("f", "closed", Producers())
     assert engine.table.numbering.count == 1
     engine.check()
 
@@ -192,7 +192,7 @@ def test_a_name_that_is_dropped_leaves_no_trace(make: Make, kind: str, waited_fo
     assert ("a" in table.rows) is (has_row and waited_for)
     if has_row and waited_for:
         assert table.rows["a"] == row
-        table.place(row, np.ones(7), 5, 1.0, 2.0, {"q": producer(2)})
+        table.place(row, np.ones(7), 5, 1.0, 2.0, Producers([("q", producer(2))]))
         assert engine.info("a", now=3.0) == {
             "t": 5,
             "age_s": 2,
@@ -255,7 +255,7 @@ def test_producers_that_come_back_are_held_to_the_bounds() -> None:
     numbering.check([known, other])
     assert [n for n, *_ in known["p"].more or ()] == [8]
     assert [n for n, *_ in other["p"].more or ()] == [7, 8]
-    numbering.adopt({})
+    numbering.adopt(Producers())
     assert numbering.count == 3
     numbering.forget(known)
     numbering.forget(other)
@@ -278,8 +278,8 @@ def test_what_came_back_is_tidied_as_any_other() -> None:
     for session in known:
         numbering.adopt(session)
     with pytest.raises(Full):
-        numbering.welcome("s", {}, "new", 9.0)
-    numbering.welcome("s", {}, "new", 10.5)
+        numbering.welcome("s", Producers(), "new", 9.0)
+    numbering.welcome("s", Producers(), "new", 10.5)
     assert [list(session) for session in known] == [[], ["p"], ["p"]]
     numbering.check([session for session in known if session])
 
@@ -287,9 +287,9 @@ def test_what_came_back_is_tidied_as_any_other() -> None:
 @pytest.mark.parametrize("last", [None, 0, 3, 4, 9])
 def test_a_number_that_has_counted_counts_again_whatever_is_remembered(last: int | None) -> None:
     numbering = Numbering()
-    known: Producers = {} if last is None else {"p": producer(last, kept=min(last, 2), size=3)}
+    known = Producers() if last is None else Producers([("p", producer(last, kept=min(last, 2), size=3))])
     if last == 0:
-        known = {"p": producer(1)}
+        known = Producers([("p", producer(1))])
     numbering.adopt(known)
     numbering.follow(known, "p", 5, 7.0)
     assert numbering.judge("s", known, "p", 5, "r", 0) is None
@@ -302,7 +302,7 @@ def test_a_number_that_has_counted_counts_again_whatever_is_remembered(last: int
 
 def test_whoever_was_silent_for_longest_makes_room_in_a_replay() -> None:
     numbering = Numbering(producers=3, producer_s=1e9)
-    known = {name: producer(3, heard_at=at, kept=3, size=9) for name, at in (("a", 2.0), ("b", 1.0), ("c", 3.0))}
+    known = Producers((name, producer(3, heard_at=at, kept=3, size=9)) for name, at in (("a", 2.0), ("b", 1.0), ("c", 3.0)))
     numbering.adopt(known)
     numbering.follow(known, "c", 4, 4.0)
     assert sorted(known) == ["a", "b", "c"]

@@ -205,10 +205,10 @@ def keep(numbering: Numbering, known: Producers, producer: str, n: int) -> None:
 def test_a_share_is_a_part_of_the_room_and_filled_by_nobody_else() -> None:
     whole = Numbering(replies=50, producers=4, most_producers=40, most_bytes=10_000)
     shares = [whole.share() for _ in range(3)]
-    known: list[Producers] = [{} for _ in shares]
+    known: list[Producers] = [Producers() for _ in shares]
     assert {(share.most_producers, share.most_bytes) for share in shares} == {(40 // SHARE, 10_000 // SHARE)}
     assert {(share.replies, share.producers, share.reply_bytes) for share in shares} == {(50, 4, whole.reply_bytes)}
-    sessions: list[Producers] = [{} for _ in range(4)]
+    sessions: list[Producers] = [Producers() for _ in range(4)]
     for n in range(10):
         keep(shares[0], sessions[n // 3], f"p{n}", 1)
     with pytest.raises(Full, match="room for 4 in a session and 10 in all"):

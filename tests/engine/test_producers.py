@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rnnstream.engine import numbering as module
-from rnnstream.engine.numbering import ORDINARY_BYTES
+from rnnstream.engine.numbering import ORDINARY_BYTES, Producers
 from rnnstream.errors import Full, Gap
 
 from .counting import Counting
@@ -110,7 +110,7 @@ def test_newcomers_judged_in_one_batch_displace_nobody_who_was_heard_of_late() -
     counting.turn("a", "p", 1)
     counting.turn("b", "q", 1)
     numbering, sessions = counting.numbering, counting.sessions
-    sessions["c"] = {}
+    sessions["c"] = Producers()
     for name in "ca":  # one place is left, and both see it
         assert numbering.judge(name, sessions[name], "new", 1, "step", 0) is None
         numbering.welcome(name, sessions[name], "new", 1)

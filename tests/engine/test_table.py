@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rnnstream.engine import tombstones as module
-from rnnstream.engine.numbering import Numbering, Producer
+from rnnstream.engine.numbering import Numbering, Producer, Producers
 from rnnstream.engine.table import Table
 from rnnstream.engine.tombstones import Tombstone
 from rnnstream.errors import Full
@@ -126,7 +126,7 @@ def test_a_row_shows_nothing_of_the_session_that_had_it() -> None:
         lambda table: table.states.__setitem__(0, np.nan),
         lambda table: table.t.__setitem__(0, -1),
         lambda table: table.tombstones.put("a", Tombstone("closed", None)),
-        lambda table: table.producers.__setitem__(0, {"p": Producer()}),
+        lambda table: table.producers.__setitem__(0, Producers([("p", Producer())])),
         lambda table: table.opened_at.__setitem__(0, 99),
         lambda table: setattr(table, "open_count", 2),
         lambda table: setattr(table, "max_rows", 0),

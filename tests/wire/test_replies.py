@@ -21,7 +21,6 @@ from rnnstream.wire.replies import (
     decode,
     encode,
     error_map,
-    step_head,
     step_label,
     step_replies,
     with_again,
@@ -38,7 +37,7 @@ one = st.tuples(names, st.integers(0, STEP_T), st.integers(0, 9), st.floats(0, 1
 def test_ordinary_replies_are_the_bytes_of_their_maps(wave: list[tuple[str, int, int, float]], with_labels: bool) -> None:
     vocabulary = [f"{'ü' * i}{i}" for i in range(10)]
     bodies = step_replies(
-        [step_head(name, with_labels) for name, *_ in wave],
+        [name.encode() for name, *_ in wave],
         [t for _, t, *_ in wave],
         [y for _, _, y, _ in wave],
         [p for *_, p in wave],
@@ -53,7 +52,7 @@ def test_ordinary_replies_are_the_bytes_of_their_maps(wave: list[tuple[str, int,
 
 @pytest.mark.parametrize("size", [1, 31, 32, 200])  # one byte of length, or two from 32
 def test_ordinary_replies_for_names_of_every_length_class(size: int) -> None:
-    (body,) = step_replies([step_head("n" * size, False)], [STEP_T], [2**32 - 1], [1 / 3], None)
+    (body,) = step_replies([b"n" * size], [STEP_T], [2**32 - 1], [1 / 3], None)
     assert msgpack.unpackb(body) == {"session": "n" * size, "t": STEP_T, "y": 2**32 - 1, "p": 1 / 3}
     assert body.endswith(struct.pack(">d", 1 / 3))
 
@@ -72,7 +71,7 @@ def test_a_kept_reply_says_so_before_its_id() -> None:
 
 def test_a_step_count_beyond_the_fixed_width_is_an_error_not_a_wrong_number() -> None:
     with pytest.raises(struct.error):
-        step_replies([step_head("s", False)], [STEP_T + 1], [0], [0.5], None)
+        step_replies([b"s"], [STEP_T + 1], [0], [0.5], None)
 
 
 # Decoding -------------------------------------------------------------------------------------------------------------
