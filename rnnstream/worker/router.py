@@ -16,18 +16,24 @@ import zmq
 from rnnstream.wire.limits import ENVELOPE_FRAME_BYTES, ENVELOPE_FRAMES
 from rnnstream.worker.connections import Connections
 from rnnstream.worker.core import Core
+from rnnstream.worker.intake import MOST_WAITING
 from rnnstream.worker.outbox import RETRY_S, Outbox
 from rnnstream.worker.queue import Address, routing_id
 
 log = logging.getLogger("rnnstream.worker")
 
-# A turn takes in what has arrived, a chunk at a time, until nothing is left or it has lasted for long enough. It ends with the
-# first, small chunk where most of that comes from one connection that is not alone: whoever floods makes the turns short, and
+# A turn takes in what has arrived, a chunk at a time, until nothing is left or it has enough. It ends with the first, small
+# chunk where most of that comes from one connection that is not alone: whoever floods makes the turns short, and
 # everybody else's token, which is in the next one, comes soon.
 FIRST_BODIES = 16
 CHUNK_BODIES = 64
-CHUNK_BYTES = 16 << 10
+CHUNK_BYTES = 4 << 10
 TURN_S = 2e-3
+# Were all that is in flight taken at once, the worker would wait for its peers while they wait for it. So a turn that left
+# something is followed by one that takes a quarter more, and one that left nothing by one that takes an eighth less: they come
+# to take a part of what is in flight, and the rest is on its way meanwhile. 16 connections with 16 tokens each get 1.2 to 1.4
+# times as many through. A smaller part would cost those with many connections more than it gives: each message a wake-up.
+MORE, LESS = 2, 3  # shifts
 COMPANY_S = 0.1  # how long ago another connection was heard, for one not to be alone
 WAITED_S = 10e-6  # a blocking read that took longer has waited: nothing else was there, as a rule
 READ, READ_NOW = 0, int(zmq.NOBLOCK)  # flags of a read: plain numbers, for an enumeration's cost as much as the call
@@ -95,6 +101,7 @@ class Router:
         self._wake = wake
         self._company_until = 0.0
         self._alone = True
+        self._enough = FIRST_BODIES  # requests for a turn
         # The sugar around recv() costs as much again as the call.
         self._recv: Callable[..., bytes] = partial(zmq.backend.Socket.recv, socket)
         self._recv_frame: Callable[..., zmq.Frame] = partial(zmq.backend.Socket.recv, socket)  # type: ignore[assignment]
@@ -122,13 +129,18 @@ class Router:
         self._alone = len(bodies) == 1
         now = clock()
         self._hand_on(addresses, bodies, now)
-        if not more or self._flooded(addresses, now):
-            return now
-        turn_ends = now + TURN_S
-        while more and now < turn_ends and not core.full:
-            addresses, bodies, more = self._drain(CHUNK_BODIES)
-            self._hand_on(addresses, bodies, now)
-            now = clock()
+        if more:
+            if self._flooded(addresses, now):
+                return now
+            turn_ends = now + TURN_S
+            while more and core.waiting < self._enough and now < turn_ends and not core.full:
+                addresses, bodies, more = self._drain(min(CHUNK_BODIES, self._enough - core.waiting))
+                self._hand_on(addresses, bodies, now)
+                now = clock()
+            if more:
+                self._enough = min(self._enough + (self._enough >> MORE), MOST_WAITING)
+                return now
+        self._enough = max(self._enough - (self._enough >> LESS), FIRST_BODIES)
         return now
 
     def _flooded(self, addresses: list[Address], now: float) -> bool:
