@@ -184,10 +184,12 @@ class Guard:
         before, again = door.shut, door.look(time.monotonic())
         if door.shut != before:
             for address in door.shut - before:
-                log.warning("%s connects again and again and shows no key that is admitted: it is held up", address)
+                log.warning("%s has too many connections that have shown no key: new ones are held up", address)
             for listener in self._listeners:
-                with contextlib.suppress(OSError):  # a system without such filters
+                try:
                     shut_out(listener, door.shut)
+                except OSError as problem:
+                    log.error("the system holds nobody up, for it refuses a filter of connections: %s", problem)
         return math.inf if again is None else again
 
     def _cut(self, connection: Connection) -> None:

@@ -27,7 +27,7 @@ log = logging.getLogger("rnnstream.worker")
 # everybody else's token, which is in the next one, comes soon.
 FIRST_BODIES = 16
 CHUNK_BODIES = 64
-CHUNK_BYTES = 4 << 10
+CHUNK_BYTES = 16 << 10
 TURN_S = 2e-3
 # Were all that is in flight taken at once, the worker would wait for its peers while they wait for it. So a turn that left
 # something is followed by one that takes a quarter more, and one that left nothing by one that takes an eighth less: they come
@@ -101,7 +101,7 @@ class Router:
         self._wake = wake
         self._company_until = 0.0
         self._alone = True
-        self._enough = FIRST_BODIES  # requests for a turn
+        self._enough = FIRST_BODIES  # new requests for a turn
         # The sugar around recv() costs as much again as the call.
         self._recv: Callable[..., bytes] = partial(zmq.backend.Socket.recv, socket)
         self._recv_frame: Callable[..., zmq.Frame] = partial(zmq.backend.Socket.recv, socket)  # type: ignore[assignment]
@@ -125,6 +125,7 @@ class Router:
     def _take_in(self) -> float:
         """Take in what has arrived, for as long as a turn may; when that was done, in seconds."""
         core, clock = self.core, self._clock
+        before = core.waiting
         addresses, bodies, more = self._drain(FIRST_BODIES, wait=True)
         self._alone = len(bodies) == 1
         now = clock()
@@ -133,8 +134,8 @@ class Router:
             if self._flooded(addresses, now):
                 return now
             turn_ends = now + TURN_S
-            while more and core.waiting < self._enough and now < turn_ends and not core.full:
-                addresses, bodies, more = self._drain(min(CHUNK_BODIES, self._enough - core.waiting))
+            while more and (room := before + self._enough - core.waiting) > 0 and now < turn_ends and not core.full:
+                addresses, bodies, more = self._drain(min(CHUNK_BODIES, room))
                 self._hand_on(addresses, bodies, now)
                 now = clock()
             if more:

@@ -1,11 +1,15 @@
 """Who is shut out of a worker with keys, for how long, and who is not: the counting, the system's filter, both in a worker."""
 
 import contextlib
+import ipaddress
 import random
 import socket
+import struct
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rnnstream.worker import door as module
 from rnnstream.worker.door import A_SECOND, ADDRESSES, AT_ONCE, MOST, MOST_SHUT, Door, network, peer_of, shut_out
@@ -117,6 +121,8 @@ def test_an_address_of_ipv6_stands_for_its_network(address, whose):
 
 FAMILIES = [(socket.AF_INET, "127.0.0.1", "127.0.0.2", "127.0.0.2"), (socket.AF_INET6, "::1", "::1", "::")]
 OTHERS = ["10.0.0.9", "127.0.0.9", "2001:db8:1:2::", "10.0.0.10"]
+MANY_4 = [f"10.0.1.{number}" for number in range(MOST_SHUT - 1)]
+MANY_6 = [f"2001:db8:0:{number:x}::" for number in range(MOST_SHUT - 1)]
 
 
 @pytest.fixture(params=FAMILIES, ids=["IPv4", "IPv6"])
@@ -150,7 +156,8 @@ def test_new_connections_are_dropped_and_open_ones_go_on(listener):
         peer = stack.enter_context(connected(listener, source))
         ours = stack.enter_context(listener.accept()[0])
         assert peer_of(ours.fileno()) == whose
-        for networks in ([whose], [*OTHERS, whose], [*OTHERS * 124, whose]):
+        for networks in ([whose], [*OTHERS, whose], [*MANY_4, whose], [*MANY_6, whose], [*MANY_4[:50], *MANY_6[:49], whose]):
+            assert len(networks) <= MOST_SHUT
             shut_out(listener.fileno(), networks)
             assert connected(listener, source) is None
             peer.sendall(b"on")
@@ -161,6 +168,45 @@ def test_new_connections_are_dropped_and_open_ones_go_on(listener):
             shut_out(listener.fileno(), networks)
             stack.enter_context(connected(listener, source))
         shut_out(listener.fileno(), [])
+
+
+def passes(program: list[bytes], network_header: bytes, flags: int) -> bool:
+    """What the system makes of a filter, by the definition of its instructions."""
+    packet = network_header, bytes(module.FLAGS) + bytes((flags, 0, 0, 0, 0))
+    at = loaded = 0
+    while True:
+        code, if_true, if_false, number = struct.unpack("=HBBI", program[at])
+        at += 1
+        if code in (module.LOAD_BYTE, module.LOAD_WORD):
+            header, offset = (packet[0], number - module.NETWORK) if number >= module.NETWORK else (packet[1], number)
+            loaded = int.from_bytes(header[offset : offset + (1 if code == module.LOAD_BYTE else 4)])
+        elif code == module.AND:
+            loaded &= number
+        elif code == module.IF_EQUAL:
+            at += if_true if loaded == number else if_false
+        elif code == module.JUMP:
+            at += number
+        else:
+            return number == module.PASS
+
+
+def header(ip: str) -> bytes:
+    """As much of a packet's header as there is before the end of where it comes from."""
+    packed = ipaddress.ip_address(ip).packed
+    return bytes((0x45,)) + bytes(7) + b"\x40\x06\x12\x34" + packed if len(packed) == 4 else bytes((0x60,)) + bytes(7) + packed
+
+
+SOURCES = ("198.51.100.9", "198.51.100.8", "2001:db8:c633:6409::1", "4006:1234:c633:6409::1", "2001:db8:c633:6408::9", "::1")
+
+
+@given(
+    st.lists(st.sampled_from(SOURCES), unique=True), st.sampled_from(SOURCES), st.sampled_from((0x02, 0x12, 0x10, 0x18, 0xC2))
+)
+def test_the_filter_drops_first_packets_from_these_networks_and_nothing_else(shut, source, flags):
+    """Among them are addresses of each version that have the same bytes in the same place as one of the other."""
+    program = module._program(map(network, shut))
+    first = flags & 0x12 == 0x02
+    assert (not program or passes(program, header(source), flags)) == (not first or source not in shut)
 
 
 def test_from_elsewhere_one_still_gets_in():

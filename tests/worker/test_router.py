@@ -97,6 +97,15 @@ def test_requests_are_counted_and_not_bodies(ends: Ends) -> None:
     assert ends.router._enough == FIRST_BODIES + FIRST_BODIES // 4
 
 
+def test_what_waits_already_takes_no_room_of_a_turn(ends: Ends) -> None:
+    ends.peers[0].send(pack([step("deep", 1) for _ in range(512)]))
+    assert ends.turn() == 512
+    ends.send(30)
+    for expected in (16, 20, 25, 31, 38):
+        waiting = ends.router.core.waiting
+        assert ends.turn() - waiting == expected
+
+
 def test_a_turn_ends_when_it_has_lasted(ends: Ends) -> None:
     times = iter(i * TURN_S for i in range(100))
     ends.router._clock = lambda: next(times)
