@@ -1,6 +1,8 @@
 """The layers hold: who may import whom."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,24 @@ def test_only_the_command_line_prints_or_exits():
 def test_the_public_names_are_sorted_and_there():
     assert rnnstream.__all__ == sorted(rnnstream.__all__)
     assert all(hasattr(rnnstream, name) for name in rnnstream.__all__)
+
+
+def fresh(code: str) -> str:
+    """What a new interpreter prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+
+def test_the_package_is_imported_without_what_takes_long():
+    late = ("asyncio", "zmq.auth", "rnnstream.worker", "rnnstream.client.aio")
+    assert fresh(f"import sys, rnnstream; print([name for name in {late} if name in sys.modules])") == "[]"
+
+
+def test_all_public_names_can_be_had_and_are_listed():
+    assert fresh("from rnnstream import *; print(AsyncClient.__name__, AsyncSession.__name__)") == "AsyncClient AsyncSession"
+    code = "print([name for name in rnnstream.__all__ if name not in dir(rnnstream) or not hasattr(rnnstream, name)])"
+    assert fresh(f"import rnnstream; {code}") == "[]"
+    with pytest.raises(AttributeError, match="has no attribute 'Nobody'"):
+        rnnstream.Nobody  # noqa: B018
 
 
 def test_every_error_of_the_tree_is_public_and_in_its_docstring():

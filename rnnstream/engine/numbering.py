@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Container, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rnnstream.engine.producers import Producer, Producers
 from rnnstream.errors import Conflict, Full, Gap, Stale
 from rnnstream.names import Name
 
@@ -34,90 +35,6 @@ ENTRY_BYTES = 200  # of the objects around a kept reply
 SHARE = 4  # of the room for producers, replies, sessions and connections, a key gets this part: no key fills it alone
 IDS = 1000  # of the producers that came last: one that feeds many sessions has one string in all of them, not 96 bytes in each
 LOOKED_AT = 1000  # producers that are looked through for some to forget, when there are too many in all: 0.1 ms
-
-
-class Producer:
-    """What is remembered of a producer in a session.
-
-    Attributes:
-        last: the last number that counted.
-        heard_at: seconds, when a request of it last came.
-        request: the request with that number, to be compared.
-        reply: its reply; None where it is among `more`, or no longer kept.
-        more: further kept replies, (n, request, reply), oldest first.
-        held_bytes: of `more`.
-    """
-
-    __slots__ = ("heard_at", "held_bytes", "last", "more", "reply", "request")
-
-    def __init__(self) -> None:
-        self.last = 0
-        self.heard_at = 0.0
-        self.request: Any = None
-        self.reply: bytes | None = None
-        self.more: deque[tuple[int, Any, bytes]] | None = None
-        self.held_bytes = 0
-
-    def find(self, n: int) -> tuple[Any, bytes] | None:
-        """The request with this number and its reply, if that is kept."""
-        if n == self.last and self.reply is not None:
-            return self.request, self.reply
-        place = n - self.more[0][0] if self.more else -1  # `more` has no holes
-        return self.more[place][1:] if self.more and 0 <= place < len(self.more) else None
-
-
-class Producers(MutableMapping[str, Producer]):
-    """The producers of one session, by their ids.
-
-    Nearly every session has one, and keeps it here: a dict would take 140 bytes more of each, of some 530 with the session.
-
-    Attributes:
-        id, lone: the only producer; None where there is none, or more.
-    """
-
-    __slots__ = ("_many", "id", "lone")
-
-    def __init__(self, known: Iterable[tuple[str, Producer]] = ()) -> None:
-        self.id: str | None = None
-        self.lone: Producer | None = None
-        self._many: dict[str, Producer] | None = None  # two or more
-        for producer, mine in known:
-            self[producer] = mine
-
-    def __getitem__(self, producer: str) -> Producer:
-        if self._many is not None:
-            return self._many[producer]
-        if self.lone is None or self.id != producer:
-            raise KeyError(producer)
-        return self.lone
-
-    def __setitem__(self, producer: str, mine: Producer) -> None:
-        if self._many is not None:
-            self._many[producer] = mine
-        elif self.id is None or self.lone is None or self.id == producer:
-            self.id, self.lone = producer, mine
-        else:
-            self._many = {self.id: self.lone, producer: mine}
-            self.id = self.lone = None
-
-    def __delitem__(self, producer: str) -> None:
-        if self._many is not None:
-            del self._many[producer]
-            if len(self._many) == 1:
-                [(self.id, self.lone)] = self._many.items()
-                self._many = None
-        elif self.id == producer:
-            self.id = self.lone = None
-        else:
-            raise KeyError(producer)
-
-    def __iter__(self) -> Iterator[str]:
-        if self._many is not None:
-            return iter(self._many)
-        return iter(() if self.id is None else (self.id,))
-
-    def __len__(self) -> int:
-        return len(self._many) if self._many is not None else self.id is not None
 
 
 @dataclass
@@ -205,7 +122,7 @@ class Numbering:
             self._tidy(LOOKED_AT, now)
         if len(known) < self.producers and self.count < self.most_producers:
             return
-        if known and now - _quietest(known)[1].heard_at >= self.producer_s:
+        if known and now - known.quietest()[1].heard_at >= self.producer_s:
             return
         raise Full(
             f"{session}: producer {producer} is new, and there is room for {self.producers} in a session and "
@@ -284,7 +201,7 @@ class Numbering:
             del known[producer]
             mine = None
         if mine is None and len(known) >= self.producers:  # somebody had been silent for long enough
-            quietest, silent = _quietest(known)
+            quietest, silent = known.quietest()
             self._release(silent)
             del known[quietest]
         mine = mine or self._enrol(known, producer, now)
@@ -302,7 +219,7 @@ class Numbering:
             self._tidy(2)  # so that what is empty goes as fast as it comes
             self._round.append(known)
         elif len(known) >= self.producers or self.count >= self.most_producers:
-            quietest, silent = _quietest(known)
+            quietest, silent = known.quietest()
             if now - silent.heard_at >= self.producer_s:  # else it is the last of some newcomers that found one place
                 self._release(silent)
                 del known[quietest]
@@ -383,8 +300,3 @@ class Numbering:
             assert all(0 < n <= mine.last for n in numbers)
             assert mine.held_bytes == sum(len(reply) + ENTRY_BYTES for _, _, reply in mine.more or ()) <= self.reply_bytes
             assert mine.more is None or mine.more
-
-
-def _quietest(known: Producers) -> tuple[str, Producer]:
-    """Who has been silent for longest. O(producers of the session)."""
-    return min(known.items(), key=lambda item: item[1].heard_at)

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnstream.engine.idle import Idle
-from rnnstream.engine.numbering import Numbering, Producers
+from rnnstream.engine.numbering import Numbering
 from rnnstream.engine.own_rows import OwnRows
+from rnnstream.engine.producers import Producers
 from rnnstream.engine.room import reserve
 from rnnstream.engine.tombstones import Tombstone, Tombstones
 from rnnstream.errors import Denied, Full

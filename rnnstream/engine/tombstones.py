@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from rnnstream.engine.numbering import Producers
+from rnnstream.engine.producers import Producers
 from rnnstream.names import Name, owner_of
 
 TOMBSTONES = 100_000  # names that are nobody's: 15 to 35 MB

@@ -12,7 +12,7 @@ from typing import Any
 import numpy.typing as npt
 
 from rnnstream.engine import snapshot
-from rnnstream.engine.numbering import Producers
+from rnnstream.engine.producers import Producers
 from rnnstream.engine.rows import Peek, Rows
 from rnnstream.engine.table import Table
 from rnnstream.errors import Conflict, Exists, NotFinite, RequestError, UnknownSession

@@ -23,8 +23,8 @@ from rnnstream.model.blas import kernels, one_thread
 Array = npt.NDArray[Any]
 
 # OpenBLAS's kernels for AVX-512 multiply small matrices (R*K*N up to 1e6) without packing them first, and are fastest on four
-# rows and panels of w: as few as are small where w stays in a core's cache, for each is a call; beyond it narrow ones, whose
-# rows lie so close that they are fetched ahead. The others pack, so that a small tile costs nearly as much as a large one,
+# rows and panels of w: few where w stays in a core's cache, for each is a call; beyond it narrow ones, whose rows lie so
+# close that they are fetched ahead. The others pack, so that a small tile costs nearly as much as a large one,
 # and one row (gemv) is fastest as long as w stays in the cache. Measured figures: docs/design.md.
 _SMALL_MATRIX_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
 _SMALL_PRODUCT = 1_000_000  # R*K*N
@@ -63,6 +63,8 @@ def _panel(k: int, n: int) -> int:
     # A last panel of a single column is multiplied by gemv, with other bits: where there has been one, there is one.
     if k * n > _NEAR_NUMBERS or (n % 128 == 1 and 4 * k * n > 300_000):
         return 128 if k <= 1024 else 64
+    # As many equal parts as it takes for small ones, each widened to whole 64 columns. That may be a little too much: k 2016
+    # and n 130 make 128 + 2. The wide ones are then packed after all, which takes longer, and are measured like any other form.
     return n if panels == 1 else -(-n // (64 * panels)) * 64
 
 
@@ -160,9 +162,17 @@ def is_exact(k: int, n: int, dtype: str, tile: Tile) -> bool:
         place = probe % batch
         row = x[place] if probe < batch else _uniform(rng, (k,), dtype)
         everywhere = product(np.tile(row, (batch, 1)))  # one product of equal rows tests all positions at once
+        one_tile = product(np.tile(row, (tile.rows, 1)))
         alone = product(row[np.newaxis])
-        if not (everywhere == alone).all() or (probe < batch and not np.array_equal(among_others[place], alone[0])):
+        if (
+            not (everywhere == alone).all()
+            or not (one_tile == alone).all()
+            or (probe < batch and not np.array_equal(among_others[place], alone[0]))
+        ):
             return False
+    # One full tile is another call of BLAS than a stack of them.
+    if not np.array_equal(product(x[: tile.rows]), among_others[: tile.rows]):
+        return False
     wild = x.copy()
     wild[1::2] = np.array([np.nan, np.inf, np.finfo(dtype).max, -np.inf], dtype)[np.arange(batch // 2) % 4, np.newaxis]
     if not np.array_equal(product(wild)[::2], among_others[::2]):

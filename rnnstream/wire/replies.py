@@ -12,7 +12,8 @@ from rnnstream.wire.limits import SESSION_BYTES
 from rnnstream.wire.requests import hold_whole
 
 # A step's ordinary reply {"session": ..., "t": ..., "y": ..., "p": ...[, "label": ...]} is one `struct.pack`, and the label's
-# bytes kept for each id: 170 ns, where packing a map takes 520. Its integers have a fixed width for that reason.
+# bytes kept for each id: 163 ns, where packing a map takes 314 to 320. Its integers have a fixed width for that reason. With
+# the bytes up to t kept for each session it would be 117 ns; but those are 72 bytes a session.
 _T, _Y, _P = b"\xa1t\xce", b"\xa1y\xce", b"\xa1p\xcb"  # "t" and "y", uint 32, and "p", float 64
 STEP_T = 0xFFFFFFFF  # the largest t that the fixed width holds; replies beyond it are packed as maps
 MOST_KEYS = 1024  # of a map: the producers of a session, 256, and what is yet to come; int keys can be made to collide

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator
 
-from rnnstream.engine.numbering import Producer
+from rnnstream.engine.producers import Producer
 from rnnstream.wire.replies import with_id
 from rnnstream.wire.requests import Request
 
+RUN = 16  # waves of one session that run in one turn: with 7 us each for the state, no longer than a wave of many
 LEAVING = 256  # bodies of a connection that leave in one turn: what a flood has waiting behind one could take many milliseconds
 
 # Where a reply goes: the routing id, or, if the message had an envelope, the routing id and its frames.
@@ -108,6 +109,13 @@ class Wave:
         for (start, body, place), stop in zip(self.runs, stops, strict=False):  # no runs, no stops
             yield start, stop, body, place
 
+    @property
+    def alone(self) -> int:
+        """The row of its only request, if that is an ordinary token of a body; else -1."""
+        if self.rows or self.others or len(self.body_rows) + len(self.numbered) != 1:
+            return -1
+        return self.body_rows[0] if self.body_rows else self.numbered[0][0]
+
     def all_rows(self) -> list[int]:
         """The row of every request, the ordinary tokens first."""
         return [*self.rows, *self.body_rows, *(row for row, *_ in self.numbered), *(row for row, *_ in self.others)]
@@ -161,6 +169,13 @@ class Waves:
         if not self._waves:
             self._waves.append(Wave())
         return wave
+
+    def take_run(self, wave: Wave) -> list[Wave]:
+        """This wave, which was taken, and those behind it that have nothing but its session's tokens either; at most `RUN`."""
+        run, row = [wave], wave.alone
+        while row >= 0 and len(run) < RUN and self._waves[0].alone == row:
+            run.append(self.take())
+        return run
 
     def take_all(self) -> list[Wave]:
         """All waves that have something in them, the first one first."""

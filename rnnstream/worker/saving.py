@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rnnstream.engine.numbering import Producer, Producers
+from rnnstream.engine.producers import Producer, Producers
 from rnnstream.engine.snapshot import MOST_T
 from rnnstream.engine.table import Table
 from rnnstream.store.interface import Saved

@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench.report import table, write_json
-from scripts.bench.wire import SIZES, Bench, Load
+from scripts.bench.wire import SIZES, Bench, Load, end_on_sigterm
 
 RATES = (5_000, 10_000, 20_000, 30_000, 40_000, 50_000, 60_000, 80_000, 100_000, 125_000, 150_000, 200_000, 250_000, 300_000)
 KEPT_UP = 0.97  # of the rate; whoever answers fewer a second is behind, and its latency is a matter of how long this lasts
 
 
-def measure(bench: Bench, rates: list[int], rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """All runs, one row each. For each server a round ends with the first rate that it does not keep up with."""
+def measure(bench: Bench, rates: list[int], rounds: int, seconds: float, path: Path | None = None) -> list[dict[str, Any]]:
+    """All runs, one row each. For each server a round ends with the first rate that it does not keep up with.
+
+    Each round is written to `path` when it has ended, so that a run that fails takes only its own round with it.
+    """
     rows: list[dict[str, Any]] = []
     for turn in range(rounds):
         behind: set[str] = set()
@@ -37,21 +40,22 @@ def measure(bench: Bench, rates: list[int], rounds: int, seconds: float) -> list
                     behind.add(server)
                 rows.append({"server": server, "offered_per_second": rate, "round": turn, "kept_up": kept_up, **figures})
                 print(f"round {turn}: {server}, {rate:,} a second: p99 {figures['p99_us']:,.0f} µs", file=sys.stderr)
+        write_json(path, rows)
     return rows
 
 
 def main() -> None:
     """Measure, and print the table."""
+    end_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, help="of which the medians are taken (default 3)")
     parser.add_argument("--seconds", type=float, default=3, help="of tokens, at each rate (default 3)")
     parser.add_argument("--rates", type=int, nargs="+", default=RATES, help="tokens a second")
     parser.add_argument("--worker-args", default="", help='further arguments of the worker; "{new}": a fresh folder')
-    parser.add_argument("--json", type=Path, help="write each run to this file")
+    parser.add_argument("--json", type=Path, help="write each run to this file, round by round")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        rows = measure(Bench(Path(directory), args.worker_args), sorted(args.rates), args.rounds, args.seconds)
-    write_json(args.json, rows)
+        rows = measure(Bench(Path(directory), args.worker_args), sorted(args.rates), args.rounds, args.seconds, args.json)
     lines = []
     for rate in sorted({row["offered_per_second"] for row in rows}):
         line: dict[str, Any] = {"tokens/s": rate}

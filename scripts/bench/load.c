@@ -66,6 +66,11 @@ static void fail(const char *what) {
   exit(1);
 }
 
+static void print_plain(const byte *p, const byte *end) { /* other bytes could be orders to the terminal */
+  for (; p && p < end; p++) fputc(*p >= ' ' && *p <= '~' ? *p : '.', stderr);
+  fputc('\n', stderr);
+}
+
 /* ---- MessagePack: what a request needs, and enough to walk through replies ---- */
 
 static byte *put(byte *p, const void *from, size_t n) { return (byte *)memcpy(p, from, n) + n; }
@@ -201,8 +206,10 @@ static void check_body(client *c, int who, const byte *p, long n) {
   if (n > BODY_BYTES) p = NULL;
   for (long k = first; k < first + requests; k++) {
     const byte *next = p ? check(p, end, names[who * sessions + k % sessions], k / sessions + 1) : NULL;
-    if (!next && !errors++)
-      fprintf(stderr, "load: first bad reply, %ld of client %d: %.*s\n", k, who, p ? (int)(end - p) : 0, p ? (char *)p : "");
+    if (!next && !errors++) {
+      fprintf(stderr, "load: first bad reply, %ld of client %d: ", k, who);
+      print_plain(p, end);
+    }
     p = next;
   }
   if (p && p != end) errors++; /* more than was asked for */

@@ -7,7 +7,7 @@ Each is timed from the start of a new process, in turns; the figures are medians
 """
 
 import argparse
-import signal
+import shlex
 import statistics
 import subprocess
 import sys
@@ -18,6 +18,7 @@ import msgpack
 import zmq
 
 from scripts.bench.report import table, write_json
+from scripts.bench.wire import end_on_sigterm, running
 
 
 def python(*arguments: str) -> float:
@@ -31,19 +32,14 @@ def first_answer(*options: str) -> float:
     """Seconds until `rnnstream serve` has answered a token."""
     began = time.perf_counter()
     command = [sys.executable, *options, "-m", "rnnstream", "serve", "--bind", "tcp://127.0.0.1:*"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as worker:
-        assert worker.stdout is not None
-        socket = zmq.Context.instance().socket(zmq.DEALER)
-        try:
-            socket.linger = 0
-            socket.connect(worker.stdout.readline().split()[1])
-            socket.send(msgpack.packb({"session": "first", "x": 0}))
-            assert socket.poll(60_000), "no answer"
-            assert msgpack.unpackb(socket.recv())["t"] == 1
-            return time.perf_counter() - began
-        finally:
-            socket.close()
-            worker.send_signal(signal.SIGTERM)
+    with running(command) as (address, _), zmq.Context.instance().socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(address)
+        socket.send(msgpack.packb({"session": "first", "x": 0}))
+        if not socket.poll(60_000):
+            raise SystemExit(f"{shlex.join(command)} has not answered for a minute.")
+        assert msgpack.unpackb(socket.recv())["t"] == 1
+        return time.perf_counter() - began
 
 
 # -B -X pycache_prefix: nothing is found where bytecode would be, and none is left there.
@@ -61,6 +57,7 @@ TIMED: dict[str, Callable[[], float]] = {
 
 def main() -> None:
     """Measure, and print a table."""
+    end_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--json", help="write the figures to this file too")

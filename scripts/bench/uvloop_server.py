@@ -158,7 +158,7 @@ async def serve(model: Path) -> None:
     server = Server(network, loop)
     listening = await loop.create_server(lambda: Connection(server), "127.0.0.1", 0)
     gc.freeze()
-    gc.set_threshold(50_000, 50, 50)
+    gc.set_threshold(100_000, 0, 1000)  # as `rnnstream serve`, so that neither looks for garbage more often than the other
     print(f"ready tcp://127.0.0.1:{listening.sockets[0].getsockname()[1]}", flush=True)
     await listening.serve_forever()
 

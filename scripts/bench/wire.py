@@ -17,12 +17,13 @@ import importlib.util
 import json
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ SIZES = f"vanilla RNN, hidden {HIDDEN}, vocabulary {VOCABULARY}, float32, want a
 WARM = 5_000  # tokens go before a run, to sessions of their own: what is made once, and what Python adapts, is there then
 WORDS = {"echo": ["--echo"], "uvloop": ["--plain"]}  # the generator's for each server
 LOG_CHARACTERS = 3_000  # the end of a server's log, where a run has failed: a traceback or two
+PATIENCE_S = 10  # for a server that is told to end; a worker with a store writes what waits, which takes far less
 SERVERS = ("worker", "echo", "uvloop", "unnumbered")
 QUICK = 100  # of --quick: so many times fewer tokens, which shows that all runs, and no figure
 
@@ -96,10 +98,12 @@ def build(directory: Path) -> Path:
 @contextlib.contextmanager
 def running(command: list[str]) -> Iterator[tuple[str, int]]:
     """A server that says "ready ADDRESS" on stdout: its address and process id. It is stopped at the end."""
-    with (
-        tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=HERE.parents[1]) as process,
-    ):
+    with tempfile.TemporaryFile("w+") as log, contextlib.ExitStack() as ending:
+        with sigterm_held():
+            process = ending.enter_context(
+                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=HERE.parents[1])
+            )
+            ending.callback(stop, process)
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -110,8 +114,33 @@ def running(command: list[str]) -> Iterator[tuple[str, int]]:
             log.seek(0)
             print(log.read()[-LOG_CHARACTERS:], file=sys.stderr)
             raise
-        finally:
-            process.terminate()
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Tell a process to end, and kill it if it does not."""
+    process.terminate()
+    try:
+        process.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def end_on_sigterm() -> None:
+    """Have SIGTERM end this process as an exception does, so that its servers end too. 143 is what a shell calls it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+@contextlib.contextmanager
+def sigterm_held() -> Iterator[None]:
+    """SIGTERM waits meanwhile: an exception in the midst of starting a process would leave it to nobody."""
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if came:
+            signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -214,9 +243,12 @@ def summary(load: Load, rows: list[dict[str, Any]]) -> Row:
     }
 
 
-def compare(bench: Bench, loads: list[Load], rounds: int) -> list[dict[str, Any]]:
-    """All runs, one row each. The servers of a load follow each other; which comes first changes from round to round."""
-    rows = []
+def compare(bench: Bench, loads: list[Load], rounds: int, path: Path | None = None) -> list[dict[str, Any]]:
+    """All runs, one row each. The servers of a load follow each other; which comes first changes from round to round.
+
+    Each round is written to `path` when it has ended, so that a run that fails takes only its own round with it.
+    """
+    rows: list[dict[str, Any]] = []
     for turn in range(max(rounds, *(load.rounds for load in loads)) if rounds > 1 else 1):
         for load in loads:
             if turn >= max(rounds, load.rounds):
@@ -232,28 +264,29 @@ def compare(bench: Bench, loads: list[Load], rounds: int) -> list[dict[str, Any]
                     f"p99 {figures['p99_us']:,.0f} µs",
                     file=sys.stderr,
                 )
+        write_json(path, rows)
     return rows
 
 
 def main() -> None:
     """Measure, and print the table."""
+    end_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="of which the medians are taken (default 5; 9 for numbered)")
     parser.add_argument("--loads", default="", help="only those whose name contains this")
     parser.add_argument("--worker-args", default="", help='further arguments of the worker; "{new}": a fresh folder')
     parser.add_argument("--long", action="store_true", help="10 minutes of the open loop instead, p99 of each minute")
     parser.add_argument("--quick", action="store_true", help="one round of few tokens: shows that it runs, and no figure")
-    parser.add_argument("--json", type=Path, help="write each run to this file")
+    parser.add_argument("--json", type=Path, help="write each run to this file, round by round")
     args = parser.parse_args()
     loads = [LONG] if args.long else [load for load in LOADS if args.loads in load.name]
     if not loads:
         parser.error(f"No load has {args.loads!r} in its name.")
     if args.quick:
-        for load in loads:
-            load.count //= QUICK
+        loads = [replace(load, count=load.count // QUICK) for load in loads]
     with tempfile.TemporaryDirectory() as directory:
-        rows = compare(Bench(Path(directory), args.worker_args), loads, 1 if args.quick or args.long else args.rounds)
-    write_json(args.json, rows)
+        bench = Bench(Path(directory), args.worker_args)
+        rows = compare(bench, loads, 1 if args.quick or args.long else args.rounds, args.json)
     note = f"{SIZES}; medians over the rounds; worker arguments: {args.worker_args or 'none'}"
     table(
         "A worker on the wire" + (", A QUICK LOOK, NO FIGURES" if args.quick else ""),

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from rnnstream.engine.engine import Engine
-from rnnstream.engine.numbering import Numbering, Producers
+from rnnstream.engine.numbering import Numbering
+from rnnstream.engine.producers import Producers
 from rnnstream.model.blas import one_thread
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from rnnstream.engine import tombstones as module
 from rnnstream.engine.engine import Engine
-from rnnstream.engine.numbering import ENTRY_BYTES, ORDINARY_BYTES, Numbering, Producer, Producers
+from rnnstream.engine.numbering import ENTRY_BYTES, ORDINARY_BYTES, Numbering
+from rnnstream.engine.producers import Producer, Producers
 from rnnstream.errors import Full, UnknownSession
 
 from .counting import numbered, step_row

@@ -9,7 +9,8 @@ import pytest
 
 from rnnstream.engine import tombstones as module
 from rnnstream.engine.engine import Engine
-from rnnstream.engine.numbering import Numbering, Producer
+from rnnstream.engine.numbering import Numbering
+from rnnstream.engine.producers import Producer
 from rnnstream.errors import RequestError
 
 from .counting import numbered, step_row

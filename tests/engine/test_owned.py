@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from rnnstream.engine.engine import Engine
-from rnnstream.engine.numbering import SHARE, Numbering, Producers
+from rnnstream.engine.numbering import SHARE, Numbering
 from rnnstream.engine.own_rows import SLACK, OwnRows
+from rnnstream.engine.producers import Producers
 from rnnstream.engine.table import Table
 from rnnstream.engine.tombstones import Tombstone, Tombstones
 from rnnstream.errors import Denied, Full

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rnnstream.engine import numbering as module
-from rnnstream.engine.numbering import ORDINARY_BYTES, Producers
+from rnnstream.engine.numbering import ORDINARY_BYTES
+from rnnstream.engine.producers import Producers
 from rnnstream.errors import Full, Gap
 
 from .counting import Counting

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rnnstream.engine import tombstones as module
-from rnnstream.engine.numbering import Numbering, Producer, Producers
+from rnnstream.engine.numbering import Numbering
+from rnnstream.engine.producers import Producer, Producers
 from rnnstream.engine.table import Table
 from rnnstream.engine.tombstones import Tombstone
 from rnnstream.errors import Full

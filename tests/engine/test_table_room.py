@@ -27,8 +27,28 @@ def test_an_array_is_zeros_and_takes_memory_where_it_is_written_to() -> None:
     assert array[::65536].sum() == 64 * 256
     assert not array[1::65536].any()
     assert resident() - before < 16 << 20
+    array[: 1 << 16] = 1  # 64 MiB
+    assert 60 << 20 < resident() - before < 80 << 20
     del array
     assert resident() - before < 16 << 20
+
+
+def flags_of(address: int) -> list[str]:
+    """Those of the mapping around it, as Linux lists them: nh is for no huge pages, nr for nothing reserved."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key, *words = line.split()
+        if not key.endswith(":"):
+            first, last = (int(end, 16) for end in key.split("-"))
+            inside = first <= address < last
+        elif inside and key == "VmFlags:":
+            return words
+    raise AssertionError(f"{address:x} is not mapped")
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no huge pages")
+def test_a_number_takes_no_huge_page() -> None:
+    assert "nh" in flags_of(reserve((1 << 22,), np.float64).ctypes.data)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0)])

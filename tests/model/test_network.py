@@ -226,6 +226,21 @@ def test_a_step_that_is_not_exact_is_found_out(monkeypatch, name, fault):
     assert not network(VARIANTS[name]).exact
 
 
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("name", ["vanilla", "gru after", "gru before", "lstm", "stack", "dense rnn"])
+def test_two_rows_that_have_other_bits_are_found_out(monkeypatch, name, place):
+    """They may be a form of their own."""
+
+    def fault(out, x):
+        if len(out) == 2:  # a few ulp, so that no sum behind the product swallows them
+            out[place] *= np.float32(1 + 2**-20)
+
+    network(VARIANTS[name])  # its tiles are measured before the products are broken
+    assert measure_step(parse(VARIANTS[name]))
+    broken(monkeypatch, fault)
+    assert not measure_step(parse(VARIANTS[name]))
+
+
 def test_random_weights_that_overflow_are_no_sign_against_it():
     """Infinite and NaN in every company alike: the twin's weights are not the model's."""
     spec = dense_spec(*[activation("exponential")] * 4, dense(5), lstm(3), size=40)

@@ -165,12 +165,44 @@ def test_a_form_for_few_rows_that_has_other_bits_is_found_out(monkeypatch, fault
         assert not is_exact(8, 40, "float32", Tile(4, 40, few=2))
 
 
+def ulp_in_one_tile(out, x):
+    if 3 <= len(out) <= 4:
+        out[-1, -1] = np.nextafter(out[-1, -1], np.inf, dtype=out.dtype)
+
+
+def ulp_by_a_neighbour_in_one_tile(out, x):
+    if 3 <= len(out) <= 4 and (x[0] != x[1]).any():
+        out[0, 0] = np.nextafter(out[0, 0], np.inf, dtype=out.dtype)
+
+
+@pytest.mark.parametrize("tile", [Tile(4, 40), Tile(4, 40, few=2), Tile(4, 16), Tile(4, 16, few=2)])
+@pytest.mark.parametrize("fault", [ulp_in_one_tile, ulp_by_a_neighbour_in_one_tile])
+def test_one_tile_that_has_other_bits_than_a_stack_is_found_out(monkeypatch, fault, tile):
+    """Three and four rows are neither stacked nor few."""
+    with one_thread():
+        assert is_exact(8, 40, "float32", tile) or not kernels().endswith("SkylakeX")
+        broken(monkeypatch, fault)
+        assert not is_exact(8, 40, "float32", tile)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_a_narrow_product_is_probed_often(monkeypatch, n):
     """A head of one number differs only in some rows; here in one of sixteen."""
 
     def rarely(out, x):
         if len(out) > 1:
+            hit = (x[:, 0].view(np.uint32) % 16 == 0)[:, np.newaxis]
+            out[...] = np.where(hit, np.nextafter(out, np.inf, dtype=out.dtype), out)
+
+    with one_thread():
+        broken(monkeypatch, rarely)
+        assert not is_exact(50, n, "float32", Tile(4, n))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_one_tile_of_a_narrow_product_is_probed_often(monkeypatch, n):
+    def rarely(out, x):
+        if 3 <= len(out) <= 4:
             hit = (x[:, 0].view(np.uint32) % 16 == 0)[:, np.newaxis]
             out[...] = np.where(hit, np.nextafter(out, np.inf, dtype=out.dtype), out)
 

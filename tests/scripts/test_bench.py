@@ -1,15 +1,20 @@
 """The load generator of the benchmarks: it counts what it sends, and finds what is wrong with replies."""
 
+import contextlib
+import copy
 import json
+import os
 import shutil
+import signal
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import zmq
 
-from scripts.bench import latency, report, wire
+from scripts.bench import latency, report, startup, wire
 from scripts.bench.wire import Bench, Load, running
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
@@ -22,9 +27,13 @@ def bench(tmp_path_factory):
     return Bench(tmp_path_factory.mktemp("bench"))
 
 
-def generate(bench: Bench, address: str, *words: str) -> dict:
+def generator(bench: Bench, address: str, *words: str) -> subprocess.CompletedProcess:
     command = [bench.generator, "--addr", address, "--count", str(COUNT), *words]
-    return json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+    return subprocess.run(command, capture_output=True, check=True, timeout=60)
+
+
+def generate(bench: Bench, address: str, *words: str) -> dict:
+    return json.loads(generator(bench, address, *words).stdout)
 
 
 LOADS = (
@@ -89,6 +98,15 @@ RIGHT = b"\x82\xa7session\xaes-0000-0000000\xa1t\x01"
     ],
 )
 def test_what_is_wrong_with_a_reply(bench, reply, errors):
+    assert json.loads(answered_with(bench, reply).stdout)["errors"] == errors
+
+
+def test_a_bad_reply_is_shown_without_what_a_terminal_would_obey(bench):
+    shown = answered_with(bench, b"\x81\xa5error\x1b[2J~ \x7f\n\xff").stderr
+    assert shown == b"load: first bad reply, 0 of client 0: ..error.[2J~ ...\n"
+
+
+def answered_with(bench: Bench, reply: bytes) -> subprocess.CompletedProcess:
     context = zmq.Context()
     socket = context.socket(zmq.ROUTER)
     port = socket.bind_to_random_port("tcp://127.0.0.1")
@@ -100,9 +118,96 @@ def test_what_is_wrong_with_a_reply(bench, reply, errors):
 
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(answer)
-        assert generate(bench, f"tcp://127.0.0.1:{port}", "--count", "1")["errors"] == errors
+        completed = generator(bench, f"tcp://127.0.0.1:{port}", "--count", "1")
         done.result(10)
     context.destroy()
+    return completed
+
+
+STUBBORN = """
+import signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.alarm(60)
+print("ready here", flush=True)
+signal.pause()
+"""
+
+
+def test_a_server_that_does_not_end_when_it_is_told_to_is_killed(monkeypatch):
+    killed = []
+
+    def kill(process: subprocess.Popen) -> None:
+        killed.append(process.pid)
+        process.send_signal(signal.SIGKILL)
+
+    monkeypatch.setattr(wire, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(subprocess.Popen, "kill", kill)
+    with running([sys.executable, "-c", STUBBORN]) as (address, pid):
+        assert address == "here"
+        assert not killed
+    assert killed == [pid]
+
+
+@pytest.mark.parametrize(
+    "words", ["wire --quick --loads 16", "latency --rates 1000 --seconds 0.1 --rounds 1000"], ids=["wire", "latency"]
+)
+def test_sigterm_leaves_no_server_running(words):
+    command = [sys.executable, "-m", *f"scripts.bench.{words}".split()]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert process.stderr is not None
+            assert process.stderr.readline().startswith("round 0: ")  # a run has ended, and there are others
+            process.terminate()
+            assert process.wait(60) == 143
+            with pytest.raises(ProcessLookupError):
+                os.killpg(process.pid, 0)  # the generator and the servers are of its group
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_worker_that_does_not_start_is_a_sentence():
+    with pytest.raises(SystemExit, match=r"-m rnnstream serve .* does not run\."):
+        startup.first_answer("-c", "pass")
+
+
+def failing_after(rows: int):
+    done = []
+
+    def measure(self, server, load):
+        if len(done) == rows:
+            raise SystemExit("no more")
+        done.append(server)
+        return {"per_second": 500.0, "p50_us": 1.0, "p99_us": 1.0}
+
+    return measure
+
+
+def test_a_run_that_fails_takes_only_its_round_with_it(bench, monkeypatch, tmp_path: Path):
+    path = tmp_path / "rows.json"
+    for compare in (
+        lambda: wire.compare(bench, [Load("one", "", COUNT)], 9, path),
+        lambda: latency.measure(bench, [500], 9, 1, path),
+    ):
+        monkeypatch.setattr(Bench, "measure", failing_after(5))
+        with pytest.raises(SystemExit, match="no more"):
+            compare()
+        assert [(row["round"], row["server"]) for row in report.read_json(path)[1]] in (
+            [(0, "echo"), (0, "worker"), (1, "worker"), (1, "echo")],
+            [(0, "worker"), (0, "echo"), (1, "echo"), (1, "worker")],
+        )
+        path.unlink()
+
+
+def test_a_quick_look_leaves_the_loads_as_they_are(monkeypatch):
+    before, run = copy.deepcopy(wire.LOADS), []
+    monkeypatch.setattr(sys, "argv", ["wire", "--quick"])
+    monkeypatch.setattr(wire, "compare", lambda bench, loads, rounds, path: run.extend(loads))
+    for name in ("Bench", "end_on_sigterm", "summary", "table"):
+        monkeypatch.setattr(wire, name, lambda *args, **more: None)
+    wire.main()
+    assert [load.count for load in run] == [load.count // 100 for load in before]
+    assert before == wire.LOADS
 
 
 def test_a_run_with_wrong_replies_is_no_figure(bench, monkeypatch):

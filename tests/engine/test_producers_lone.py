@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from rnnstream.engine.numbering import IDS, Producer, Producers
+from rnnstream.engine.numbering import IDS
+from rnnstream.engine.producers import Producer, Producers
 
 from .counting import Counting
 
