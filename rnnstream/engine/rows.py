@@ -124,6 +124,28 @@ class Rows:
         index = np.array(rows, np.intp)
         return self._advance(index, self.table.states.take(index, axis=0), self.table.t.take(index), tokens)
 
+    def compute_on(self, row: int, tokens: Sequence[Any]) -> Moves | None:
+        """Tokens for one open row, one after the other; nothing is changed. Runs under `one_thread`.
+
+        Returns:
+            The moves, all of this row, of which the last one is to be committed. None if a state would not be finite.
+        """
+        index = np.array([row], np.intp)
+        states, ts = self.table.states.take(index, axis=0), self.table.t.take(index)
+        moves: list[Moves] = []
+        for token in tokens:
+            moves.append(self._advance(index, states, ts, [token]))
+            states, ts = moves[-1].states, moves[-1].ts
+            if moves[-1].good is not None:
+                return None
+        return Moves(
+            index.repeat(len(tokens)),
+            np.concatenate([move.ts for move in moves]),
+            np.concatenate([move.states for move in moves]),
+            np.concatenate([move.features for move in moves]),
+            None,
+        )
+
     def _advance(self, index: Array, before: Array, ts: Array, tokens: Sequence[Any]) -> Moves:
         states, features = self.model.advance(before, self.model.input.batch(tokens))
         if states.shape != before.shape or states.dtype != before.dtype:

@@ -131,7 +131,8 @@ class Core:
         if wave:
             if not self._group:
                 self._group_began = now
-            self._group.append((wave, self._run(wave, now)))
+            run = [wave] if self._keeper is not None else self._intake.waves.take_run(wave)
+            self._group += zip(run, self._run_all(run, now), strict=True)
         if self._keeper is not None:
             if self._intake.waves.count and now - self._group_began < self._hold_s:
                 return []
@@ -185,6 +186,15 @@ class Core:
         out = self.turn(now)
         self.sent(now)
         return out
+
+    def _run_all(self, waves: list[Wave], now: float) -> list[list[bytes]]:
+        """Run a wave, or several of one session: the replies to the ordinary tokens of each."""
+        replies = self._runner.run_on(waves, now) if len(waves) > 1 else None
+        if replies is None:
+            return [self._run(wave, now) for wave in waves]
+        for wave in waves:
+            self._intake.done(wave)
+        return replies
 
     def _run(self, wave: Wave, now: float) -> list[bytes]:
         """Run a wave, or refuse it: the replies to its ordinary tokens."""

@@ -62,6 +62,36 @@ class Runner:
         except Exception:
             return self._failed(wave, rows, steps)
 
+    def run_on(self, waves: list[Wave], now: float) -> list[list[bytes]] | None:
+        """Run waves in which one and the same session is alone with an ordinary token; as `run` for each of them.
+
+        Its states follow each other, but what comes behind them is one batch: with the same bits, and three times as fast.
+
+        Returns:
+            None, with nothing done, where they have to run one by one.
+        """
+        engine, row, xs = self.engine, waves[0].alone, [(wave.body_xs or [wave.numbered[0][1]])[0] for wave in waves]
+        known = engine.table.producers[row]
+        lasts = {} if known is None else {producer: mine.last for producer, mine in known.items()}
+        for wave in waves:
+            for _, _, producer, n, *_ in wave.numbered:
+                if n != lasts.get(producer, n) + 1:  # an unknown producer's too
+                    return None
+                lasts[producer] = n
+        try:
+            moves = engine.compute_on(row, xs)
+            if moves is None:
+                return None
+            replies = self._plain_replies(moves, [row] * len(waves))
+        except Exception:
+            return None
+        engine.commit(moves.behind(len(waves) - 1), now)
+        for wave, x, reply in zip(waves, xs, replies, strict=True):
+            self.stats.batch(1, 1)
+            for _, _, producer, n, ack, _, _ in wave.numbered:
+                engine.keep(row, producer, n, x, reply, ack, now)
+        return [[reply] for reply in replies]
+
     def refused(self, wave: Wave, error: RequestError, replies: list[bytes] | None = None) -> list[bytes]:
         """What `run` would have given, had the whole wave been refused.
 

@@ -7,8 +7,15 @@ import pytest
 
 from rnnstream.model.blas import one_thread
 from rnnstream.model.step import StepModel
+from rnnstream.worker import queue
 
 from .driving import Driver
+
+
+@pytest.fixture
+def a_wave_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several waves of one session do not run in one turn, for tests that count by turns what waits, or the time."""
+    monkeypatch.setattr(queue, "RUN", 1)
 
 
 @pytest.fixture

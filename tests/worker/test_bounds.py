@@ -124,6 +124,7 @@ def test_no_reply_body_is_larger_than_hello_says(drive: Drive) -> None:
 
 
 @pytest.mark.parametrize("extreme", [-(2**63), -1, 2**64 - 1])
+@pytest.mark.usefixtures("a_wave_a_turn")
 def test_what_waits_is_not_miscounted_for_a_request_that_is_refused(drive: Drive, extreme: int) -> None:
     driver = drive(network())
     driver.ask(step("s", 1))

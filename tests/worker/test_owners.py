@@ -64,6 +64,7 @@ def _one_thread() -> Iterator[None]:
     ],
     ids=["plain", "narrow", "expiring", "quotas"],
 )
+@pytest.mark.usefixtures("a_wave_a_turn")
 def test_a_user_hears_the_same_bytes_in_company_and_alone(
     drive: Drive, seed: int, keys: dict[str, Any], options: dict[str, Any]
 ) -> None:

@@ -34,6 +34,7 @@ TEN: dict[str, Any] = {"quotas": Quotas(waiting=10)}
 BUSY = "10 requests of a key may wait, and with this body's there would be more; ask again in 50 ms."
 
 
+@pytest.mark.usefixtures("a_wave_a_turn")
 def test_a_body_that_goes_beyond_what_may_wait_is_busy_as_one(drive: Drive) -> None:
     driver = drive(network(), limits=WAITING, keys=TEN)
     driver.users = {A: ALICE, b"alice2": ALICE, B: BOB}
@@ -54,6 +55,7 @@ def test_a_body_that_goes_beyond_what_may_wait_is_busy_as_one(drive: Drive) -> N
 
 
 @pytest.mark.parametrize("waiting", [1, 5])
+@pytest.mark.usefixtures("a_wave_a_turn")
 def test_whoever_has_nothing_waiting_may_send_any_body(drive: Drive, waiting: int) -> None:
     driver = drive(network(), limits=WAITING, keys={"quotas": Quotas(waiting=waiting)})
     driver.users = {A: ALICE, b"alice2": ALICE, B: BOB}
