@@ -5,21 +5,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import multiprocessing
 import secrets
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from rnnstream.cli import options, out
+from rnnstream.cli.driver import Tell, drive
 from rnnstream.cli.load import Load
-from rnnstream.cli.loader import Job, Outcome, work
+from rnnstream.cli.loader import Job
+from rnnstream.cli.outcome import Outcome
 from rnnstream.client import Client
 from rnnstream.errors import RnnstreamError
 from rnnstream.model.outcomes import TOP
@@ -29,11 +26,9 @@ PERCENTILES = (50, 90, 99, 99.9)
 CLOSED_WINDOW = 16
 OPEN_WINDOW = 1024  # many, so that tokens wait in the worker, and not here, until it is far behind
 MOST_CLIENTS = 400  # of a process: each has two descriptors, and select knows 1,024
-BEGIN_S = 0.05  # for the word to begin to reach all processes
-BUSY = 0.9  # of a processor: beyond, it is the load that is measured
+BUSY = 0.9  # of a processor: beyond, the load itself may be what is measured
+UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 WANTS = ("argmax", "none", "probs", "logits")
-
-Tell = Callable[[float, int], None]
 
 
 def _want(ctx: click.Context, parameter: click.Parameter, value: str) -> str | int:
@@ -44,8 +39,20 @@ def _want(ctx: click.Context, parameter: click.Parameter, value: str) -> str | i
     raise click.BadParameter(f"it is one of {', '.join(WANTS)}, or a number from 1 to {TOP}.")
 
 
+class Number(click.FloatRange):
+    """A range that NaN is not in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, as a range takes it; NaN is wrong use."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is no number.", param, ctx)
+        return number
+
+
 count = click.IntRange(1)
-above_zero = click.FloatRange(0, min_open=True)
+a_rate = Number(0, 1e9, min_open=True)  # a thousand times what a worker takes
+a_time = Number(1e-3, 1e6)  # from a reply's time to eleven days
 
 
 @click.command()
@@ -54,12 +61,16 @@ above_zero = click.FloatRange(0, min_open=True)
 @click.option(
     "--sessions", type=count, help="Sessions of each connection; as many as tokens in flight, at most 16, unless given."
 )
-@click.option("--window", type=count, help="Tokens in flight on each connection; 16 unless given, or at most 1024 with --rate.")
-@click.option("--rate", type=above_zero, help="Open loop: so many tokens a second in all, at fixed intervals.")
+@click.option(
+    "--window",
+    type=count,
+    help="Tokens in flight on each connection, at most; unless given 16, or 1024 with --rate, and at least 4 bodies.",
+)
+@click.option("--rate", type=a_rate, help="Open loop: so many tokens a second in all, at fixed intervals.")
 @click.option("--body", type=count, default=1, show_default=True, help="Tokens in a body.")
 @click.option("--numbered", is_flag=True, help="Number the tokens, as the clients of the package do.")
 @click.option("--want", default="argmax", show_default=True, callback=_want, help="What comes back: see the protocol.")
-@click.option("--seconds", type=above_zero, default=5, show_default=True, help="How long it is measured.")
+@click.option("--seconds", type=a_time, default=5, show_default=True, help="How long it is measured.")
 @click.option("--processes", type=count, default=1, show_default=True, help="Processes that share the connections.")
 @options.as_json
 def bench(
@@ -83,12 +94,14 @@ def bench(
 
     Closed loop, without --rate: each connection keeps its window full. This finds how much the worker takes; a latency is that
     of a full window, from sending to reply. Open loop, with --rate: tokens come when they are due, whether the worker is behind
-    or not, and their latency counts from then. What is due while the window is full, 1024 unless given, is sent when there is
-    room; what still waits at the end counts with the time that it has waited.
+    or not, and their latency counts from then. What is due while the window is full is sent when there is room; what still
+    waits at the end counts with the time that it has waited.
 
     A percentile is never too low, and too high by less than 0.8 %; the largest is exact. A token has the latency of its body.
-    One process sends and checks at most some 100,000 bodies of one token a second, or 700,000 tokens in bodies of 64. Where it
-    took nine tenths of a processor it says so: then it is the load that was measured, and more --processes may find more.
+
+    On one machine the load takes processors from the worker: what it finds is a lower bound. Where a thread of the load took
+    nine tenths of a processor it says so, and more --processes may find more; where processors are short, that warning is not
+    sure to come.
     """
     if processes > clients:
         raise click.UsageError(f"--processes {processes} have no more than --clients {clients} to share.")
@@ -97,6 +110,8 @@ def bench(
     window = window or max(OPEN_WINDOW if rate else CLOSED_WINDOW, 4 * body)
     if window < body:
         raise click.UsageError(f"--window {window} has no room for a body of {body}.")
+    if rate and rate * seconds < body:
+        raise click.UsageError(f"--rate {rate:g} is less than one body of {body} in --seconds {seconds:g}.")
     load = Load(
         clients=clients,
         sessions=sessions or min(window, CLOSED_WINDOW),
@@ -116,92 +131,22 @@ def bench(
         Job(connect, load, first, end - first, prefix, hello["model"]["input"]) for first, end in itertools.pairwise(bounds)
     ]
     with _progress(seconds) as tell:
-        found, interrupted = drive(jobs, seconds, tell)
-    if found.seconds:
+        end = drive(jobs, seconds, tell)
+    found = end.outcome
+    if found is not None and found.seconds:
         if as_json:
             _print_json(found, load, hello, processes)
         else:
             _print(found, load, hello, processes, connect["address"])
         if found.busy > BUSY:
             click.echo("The load took all of a processor: more --processes may find more.", err=True)
-    if interrupted:
+    left = "" if end.closed else f"Sessions whose names begin with {prefix} may be left open there."
+    if end.problem is not None:
+        raise RnnstreamError(f"{end.problem} {left}".rstrip())
+    if left:
+        click.echo(left, err=True)
+    if end.interrupted:
         raise KeyboardInterrupt
-
-
-def drive(jobs: list[Job], seconds: float, tell: Tell) -> tuple[Outcome, bool]:
-    """Have each of these done in a process of its own, all at the same time.
-
-    Args:
-        jobs: one for each process.
-        seconds: to measure.
-        tell: called now and then, with the seconds and the tokens so far.
-
-    Returns:
-        What came of all of them together, and whether it was interrupted before the end.
-
-    Raises:
-        RnnstreamError: what one of them has failed by.
-    """
-    spawn = multiprocessing.get_context("spawn")  # a fork would inherit threads and sockets
-    pipes: list[Connection] = []
-    workers: list[BaseProcess] = []
-    before = signal.getsignal(signal.SIGINT)
-    interrupted = False
-
-    def stop(*_: object) -> None:
-        nonlocal interrupted
-        interrupted = True
-        signal.signal(signal.SIGINT, before)  # the next one ends it
-        for pipe in pipes:
-            with contextlib.suppress(OSError):
-                pipe.send(None)
-
-    try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # they inherit it, for Ctrl-C goes to all processes of a terminal
-        for job in jobs:
-            pipe, theirs = spawn.Pipe()
-            pipes.append(pipe)
-            workers.append(spawn.Process(target=work, args=(job, theirs)))
-            workers[-1].start()
-            theirs.close()
-        signal.signal(signal.SIGINT, stop)
-        found, left, ready, begin = Outcome(), list(pipes), 0, math.inf
-        counted = dict.fromkeys(pipes, 0)
-        while left:
-            heard = wait(left)
-            for pipe in [pipe for pipe in left if pipe in heard]:
-                said = _hear(pipe)
-                if isinstance(said, Outcome):
-                    left.remove(pipe)
-                    found.merge(said)
-                elif said is True:
-                    ready += 1
-                else:
-                    counted[pipe] = said
-                    tell(time.perf_counter() - begin, sum(counted.values()))
-            if ready == len(pipes) and begin == math.inf and not interrupted:
-                begin = time.perf_counter() + BEGIN_S  # the same clock in all processes of a machine
-                for pipe in pipes:
-                    with contextlib.suppress(OSError):  # what it has failed by comes
-                        pipe.send((begin, begin + seconds))
-        return found, interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
-        for pipe in pipes:
-            pipe.close()  # whoever still runs ends, and closes its sessions first
-        for process in workers:
-            process.join()
-
-
-def _hear(pipe: Connection) -> Any:
-    """What a process says; see `work`."""
-    try:
-        said = pipe.recv()
-    except (EOFError, OSError):
-        raise RnnstreamError("A process of the load has ended before its time.") from None
-    if isinstance(said, RnnstreamError):
-        raise said
-    return said
 
 
 @contextlib.contextmanager
@@ -245,6 +190,7 @@ def _print_json(found: Outcome, load: Load, hello: dict[str, Any], processes: in
                 },
                 "late": found.late,
                 "errors": dict(found.errors),
+                "messages": found.said,
                 "load_busy": found.busy,
             }
         )
@@ -272,7 +218,9 @@ def _print(found: Outcome, load: Load, hello: dict[str, Any], processes: int, ad
         rows.append(
             (
                 "late",
-                f"{found.late:,} tokens were due and could not be sent: the worker did not keep up" if found.late else "none",
+                f"{found.late:,} tokens were due and could not be sent: worker or load did not keep up"
+                if found.late
+                else "none",
             )
         )
     rows += [
@@ -284,8 +232,9 @@ def _print(found: Outcome, load: Load, hello: dict[str, Any], processes: int, ad
 
 
 def _duration(seconds: float) -> str:
-    """Three digits, for people."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{1e6 * seconds:.3g} µs"
+    """Three digits, for people; - for NaN."""
+    if math.isnan(seconds):
+        return "-"
+    unit, size = next((unit, size) for unit, size in UNITS if seconds >= 0.9995 * size or unit == "µs")
+    value = seconds / size
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"

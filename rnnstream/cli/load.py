@@ -1,28 +1,23 @@
-"""What `rnnstream bench` sends, what it expects back, and how it counts latencies. No I/O and no clock."""
+"""What `rnnstream bench` sends, and what it expects back. No I/O and no clock."""
 
 from __future__ import annotations
 
 import math
 import struct
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 import numpy as np
-import numpy.typing as npt
 
+from rnnstream.cli.outcome import Latencies
 from rnnstream.errors import ProtocolError
 from rnnstream.wire import replies
 
-OCTAVE = 128  # buckets from a latency to its double: each is at most 1/128 wide
-LEAST_S, OCTAVES = 2.0**-20, 32  # from 1 us, less than a message takes, to 68 minutes, longer than anybody waits: 32 KiB
-_SHIFT = 52 - 7  # of a float64's bits: what is left are its exponent and 7 bits behind it, which is log-linear
-_FIRST = int(np.float64(LEAST_S).view(np.int64)) >> _SHIFT
 TOKENS = 1021  # random tokens that are made beforehand; a prime, so that no number of sessions gives each the same few
 TOKEN_BYTES = 4 << 20  # and no more bytes of them than this
-LATE = 1 << 16  # bodies that are counted at a time: at a high rate, all that were due would not fit into memory
 
 _pack = msgpack.Packer(autoreset=True).pack
 _NUMBER = struct.Struct(">2s B I")  # "n", uint 32
@@ -63,51 +58,6 @@ class Load:
         return self.body * self.clients / self.rate if self.rate else 0.0
 
 
-class Latencies:
-    """A histogram with log-linear buckets, of bounded size whatever it counts.
-
-    Attributes:
-        counts: tokens in each bucket.
-        most_s: the longest latency, exactly.
-    """
-
-    def __init__(self) -> None:
-        self.counts = np.zeros(OCTAVES * OCTAVE, np.int64)
-        self.most_s = 0.0
-
-    def add(self, seconds: Sequence[float] | npt.NDArray[np.float64], tokens: Sequence[int] | int) -> None:
-        """Count latencies.
-
-        Args:
-            seconds: one for each body.
-            tokens: that had it, for each body or for all alike; those of 0 tokens count nothing.
-        """
-        times, weights = np.broadcast_arrays(np.asarray(seconds, np.float64), np.asarray(tokens, np.int64))
-        if not (weights > 0).any():
-            return
-        places = (np.maximum(times, LEAST_S).view(np.int64) >> _SHIFT) - _FIRST
-        np.add.at(self.counts, np.minimum(places, len(self.counts) - 1), weights)
-        self.most_s = max(self.most_s, float(times[weights > 0].max()))
-
-    def merge(self, other: Latencies) -> None:
-        """Count what another one has counted."""
-        self.counts += other.counts
-        self.most_s = max(self.most_s, other.most_s)
-
-    def percentile(self, percent: float) -> float:
-        """The latency in seconds that this part of the tokens had at most: never too low, and too high by less than 0.8 %.
-
-        NaN where nothing was counted.
-        """
-        total = int(self.counts.sum())
-        if not total:
-            return float("nan")
-        rank = max(1, int(np.ceil(total * percent / 100)))
-        place = int(np.searchsorted(np.cumsum(self.counts), rank))
-        edge = float(np.int64((place + 1 + _FIRST) << _SHIFT).view(np.float64))
-        return min(edge, self.most_s)
-
-
 def random_tokens(kind: str, size: int, rng: np.random.Generator) -> list[bytes]:
     """Packed tokens for a model's input: ids below `size`, or vectors of `size` standard normal numbers."""
     if kind == "token":
@@ -140,9 +90,10 @@ class Traffic:
         keys = {"want": load.want} if load.want != "argmax" else {}
         keys |= {"producer": producer} if load.numbered else {}
         fields = b"".join(_pack(key) + _pack(value) for key, value in keys.items()) + _pack("x")
-        # A body of several acknowledges; alone in its body, a token acknowledges those before it.
-        head = bytes((0x80 | (2 + len(keys) + (1 + (self._size > 1)) * load.numbered),)) + _pack("session")
-        self._heads = [head + _pack(name) + fields for name in names]
+        rests = [_pack("session") + _pack(name) + fields for name in names]
+        size = 2 + len(keys) + load.numbered
+        self._heads = [bytes((0x80 | size,)) + rest for rest in rests]
+        self._acking = [bytes((0x80 | size + 1,)) + rest for rest in rests]
         self._place = self._answered = 0  # the session of the next token to be sent, and to be answered
         self._t = [0] * len(names)
         self._n = [1] * len(names)
@@ -176,27 +127,27 @@ class Traffic:
         """When there is something to send, if no reply comes."""
         return self.due if self._open and len(self.flying) < self._most else math.inf
 
-    def late(self, end: float) -> Iterator[npt.NDArray[np.float64]]:
-        """How long each body has waited at `end` that was due before, and is not sent; at most `LATE` of them at a time."""
-        due = self.due
-        while self._open and due < end:
-            times = due + self._interval_s * np.arange(LATE, dtype=np.float64)
-            yield end - times[times < end]
-            due += self._interval_s * LATE
+    def late(self, end: float, latencies: Latencies) -> int:
+        """Count how long all have waited at `end` that were due before and are not sent; the number of these tokens."""
+        if not self._open or self.due >= end:
+            return 0
+        return latencies.add_evenly(end - self.due, self._interval_s, self._size)
 
     def body(self, since: float) -> bytes:
         """The next body to be sent; its latency counts from `since`, in seconds."""
         heads, tokens, place, token = self._heads, self._tokens, self._place, self._token
         parts: list[bytes] = []
         for _ in range(self._size):
-            parts += heads[place], tokens[token]
-            if self._numbered:
-                n = self._n[place]
+            if not self._numbered:
+                parts += heads[place], tokens[token]
+            else:
+                n, t = self._n[place], self._t[place]  # each number that counts is one t
                 self._n[place] = n + 1
-                if self._size == 1:
-                    parts.append(_NUMBER.pack(b"\xa1n", _UINT32, n))
+                if self._size == 1 and n - 1 == t:  # alone in its body, it acknowledges those before it
+                    parts += heads[place], tokens[token], _NUMBER.pack(b"\xa1n", _UINT32, n)
                 else:
-                    parts.append(_NUMBER_ACK.pack(b"\xa1n", _UINT32, n, b"\xa3ack", _UINT32, self._t[place]))
+                    number = _NUMBER_ACK.pack(b"\xa1n", _UINT32, n, b"\xa3ack", _UINT32, t)
+                    parts += self._acking[place], tokens[token], number
             place += 1
             if place == len(heads):
                 place = 0
@@ -255,7 +206,7 @@ class Traffic:
         self.errors[code] += 1
         self.said.setdefault(code, str(answer.get("message", "")))
         if self._taken >= self._restart[place]:
-            self._n[place] = self._t[place] + 1  # each number that counts is one t
+            self._n[place] = self._t[place] + 1
             self._restart[place] = self._sent
 
     def fold(self, latencies: Latencies) -> None:

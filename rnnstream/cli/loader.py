@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
+import resource
 import select
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zmq
 
-from rnnstream.cli.load import Latencies, Load, Traffic, random_tokens
+from rnnstream.cli.load import Load, Traffic, random_tokens
 from rnnstream.cli.options import Connect
-from rnnstream.errors import NoReply, ProtocolError, RequestError, RnnstreamError
-from rnnstream.keys import read_pair, read_public
+from rnnstream.cli.outcome import Outcome
+from rnnstream.client.lane import LATER
+from rnnstream.client.link import curve_options
+from rnnstream.errors import ConnectionFailed, NoReply, ProtocolError, RequestError, RnnstreamError
 from rnnstream.wire import replies, requests
 
 REPLY_S = 10.0  # silence after which nobody is waited for: the timeout of the clients
 TELL_S = 0.1  # between two looks at all that is not traffic
 OPENED = 128  # sessions opened or closed with one body; fewer than a worker takes in one
-RETRY_MS = 10  # after which what was busy is asked for again, where the worker does not say
+RETRY_MS = 10  # after which what was refused for now is asked for again, where the worker does not say
+MOST_RETRY_MS = 1000  # whatever it says
+DESCRIPTORS = 2  # of a connection: its own, and that by which ZeroMQ wakes whoever waits for it
+SPARE = 32  # descriptors of a process without a connection: half of them, and as many for what comes
 
 
 @dataclass
@@ -51,60 +54,6 @@ class Job:
     input: dict[str, Any]
 
 
-@dataclass
-class Outcome:
-    """What came of it.
-
-    Attributes:
-        seconds: that were measured.
-        tokens: answered without an error in these seconds.
-        latencies: of tokens, those included that were answered a little later.
-        late: tokens that were due, and not sent for want of replies; `latencies` has how long they had waited at the end.
-        errors: replies by their codes.
-        said: by code, the first message.
-        busy: how much of a processor the loop took, from 0 to 1.
-    """
-
-    seconds: float = 0.0
-    tokens: int = 0
-    latencies: Latencies = field(default_factory=Latencies)
-    late: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-    said: dict[str, str] = field(default_factory=dict)
-    busy: float = 0.0
-
-    def merge(self, other: Outcome) -> None:
-        """Add that of another process, which ran at the same time."""
-        self.seconds, self.busy = max(self.seconds, other.seconds), max(self.busy, other.busy)
-        self.tokens += other.tokens
-        self.late += other.late
-        self.latencies.merge(other.latencies)
-        self.errors += other.errors
-        self.said = other.said | self.said
-
-
-def work(job: Job, pipe: Connection) -> None:
-    """The whole life of a process.
-
-    It says True when it is ready, and hears (begin, end), in seconds of `time.perf_counter`. It says the number of tokens so
-    far, now and then, and at last its `Outcome`, or the `RnnstreamError` that it has failed by. It ends early, but as usual,
-    when it hears None, or the other end of the pipe is closed.
-    """
-    gc.disable()  # nothing here makes cycles, and a collection would be taken for the worker's latency
-    with contextlib.suppress(OSError):  # Linux wakes up to 50 us late otherwise, and that would be taken for it too
-        Path("/proc/self/timerslack_ns").write_text("1")
-    loader = None
-    with contextlib.suppress(OSError):  # the other end has gone: nobody wants to know
-        try:
-            loader = Loader(job, pipe)
-            pipe.send(loader.run())
-        except RnnstreamError as problem:
-            pipe.send(problem)
-        finally:
-            if loader is not None:
-                loader.close()
-
-
 class Line:
     """A connection, and its traffic."""
 
@@ -117,23 +66,50 @@ class Line:
 
 
 class Loader:
-    """The connections of a process; see `work`."""
+    """The connections of a process; see `work`.
+
+    Attributes:
+        closed: none of its sessions is open, for sure.
+
+    Raises:
+        BadKey: a key file cannot be used.
+        ConnectionFailed: the address is no endpoint, or this process may not have so many connections.
+    """
 
     def __init__(self, job: Job, pipe: Connection) -> None:
         self._job, self._pipe, self._load = job, pipe, job.load
         self._stopped = False
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.closed = True
+        need, (may, _) = job.count * DESCRIPTORS + SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)
+        if may != resource.RLIM_INFINITY and need > may:  # ZeroMQ would try in vain, and say nothing
+            raise ConnectionFailed(
+                f"{job.count} connections of a process need {need} descriptors, and it may have {may} (ulimit -n); "
+                "take fewer --clients, or more --processes."
+            )
+        connect = job.connect
+        server_key, client_key = connect["server_key"], connect["client_key"]
+        options: dict[int, int | bytes] = {
+            zmq.LINGER: 0,
+            zmq.SNDHWM: 0,
+            zmq.RCVHWM: 0,
+            zmq.IPV6: int("[" in connect["address"]),
+        }  # windows bound it
+        if server_key is not None and client_key is not None:
+            options |= curve_options(server_key, client_key)
         tokens = random_tokens(job.input["kind"], job.input["size"], np.random.default_rng())
-        options = _curve(job.connect)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._lines: list[Line] = []
-        for number in range(job.first, job.first + job.count):
-            names = [f"{job.prefix}-{number}-{session}" for session in range(job.load.sessions)]
-            socket = self._context.socket(zmq.DEALER)
-            for option, value in ({zmq.LINGER: 0, zmq.SNDHWM: 0, zmq.RCVHWM: 0} | options).items():  # windows bound it
-                socket.setsockopt(option, value)
-            socket.setsockopt(zmq.IPV6, int("[" in job.connect["address"]))
-            socket.connect(job.connect["address"])
-            self._lines.append(Line(socket, Traffic(job.load, names, tokens, f"{job.prefix}-{number}")))
+        try:
+            for number in range(job.first, job.first + job.count):
+                names = [f"{job.prefix}-{number}-{session}" for session in range(job.load.sessions)]
+                socket = self._context.socket(zmq.DEALER)
+                for option, value in options.items():
+                    socket.setsockopt(option, value)
+                socket.connect(connect["address"])
+                self._lines.append(Line(socket, Traffic(job.load, names, tokens, f"{job.prefix}-{number}")))
+        except zmq.ZMQError as problem:
+            self.close()
+            raise ConnectionFailed(f"Cannot make {job.count} connections to {connect['address']!r:.200}: {problem}.") from None
         self._by_descriptor = {int(line.socket.getsockopt(zmq.FD)): line for line in self._lines}
         # Whose descriptors may keep silent though there is a reply: it tells once, and a send may swallow that.
         self._awake: set[Line] = set(self._lines)
@@ -143,18 +119,19 @@ class Loader:
         """Close the connections."""
         self._context.destroy(linger=0)
 
-    def run(self) -> Outcome:
-        """Open the sessions, warm up, measure, close the sessions.
+    def run(self) -> None:
+        """Open the sessions, warm up, measure, say what came of it, close the sessions.
 
         Raises:
             NoReply: for 10 s.
-            RequestError: a session cannot be opened, or the warming up got an error.
+            RequestError: a session cannot be opened or closed, or the warming up got an error.
             ProtocolError: a reply that is none.
+            OSError: the other end of the pipe is closed.
         """
         try:
             self._ask("open")
             self._warm_up()
-            outcome = self._measure()
+            self._pipe.send(self._measure())
         except NoReply:
             raise
         except BaseException:
@@ -163,10 +140,10 @@ class Loader:
                 self._ask("close")
             raise
         self._ask("close")
-        return outcome
 
     def _ask(self, op: str) -> None:
         """Open or close all sessions, one body after the other."""
+        self.closed = False
         for line in self._lines:
             names, heard = list(line.traffic.names), time.perf_counter()
             while names and not (self._stopped and op == "open"):
@@ -175,17 +152,18 @@ class Loader:
                 answers = replies.decode(self._next(line))
                 if len(answers) != len(asked):
                     raise ProtocolError(f"{len(asked)} requests were answered with {len(answers)} replies.")
-                busy = [place for place, answer in enumerate(answers) if answer.get("error") == "busy"]
-                if len(busy) < len(answers):
+                later = [answer for answer in answers if answer.get("error") in LATER]
+                if len(later) < len(answers):
                     heard = time.perf_counter()
-                for place, answer in enumerate(answers):
-                    if answer.get("error") == "busy" and time.perf_counter() - heard < REPLY_S:
-                        names.append(asked[place])
+                for name, answer in zip(asked, answers, strict=True):
+                    if answer.get("error") in LATER and time.perf_counter() - heard < REPLY_S:
+                        names.append(name)
                     elif "error" in answer and (op, answer["error"]) != ("close", "unknown_session"):  # it may have expired
                         raise RequestError.from_reply(answer)
-                if busy:
-                    time.sleep(answers[busy[0]].get("retry_after_ms", RETRY_MS) / 1000)
+                if later:
+                    time.sleep(pause_s(later[0]))
                 self._stopped = self._stopped or self._pipe.poll()
+        self.closed = op == "close"
 
     def _next(self, line: Line) -> bytes:
         """The next body of this connection."""
@@ -194,8 +172,7 @@ class Loader:
         return line.recv()
 
     def _silence(self) -> NoReply:
-        left = f"Sessions whose names begin with {self._job.prefix} may be left open there."
-        return NoReply(f"No reply from {self._job.connect['address']} within {REPLY_S:g} s. {left}")
+        return NoReply(f"No reply from {self._job.connect['address']} within {REPLY_S:g} s.")
 
     def _warm_up(self) -> None:
         """A token for each session."""
@@ -208,7 +185,7 @@ class Loader:
                     bodies -= 1
                 traffic.take(self._next(line), 0.0)
             for code, message in traffic.said.items():
-                if code not in ("busy", "gap"):
+                if code not in (*LATER, "gap"):
                     raise RequestError(f"The worker refuses these tokens: {message}")
             traffic.forget()
 
@@ -248,9 +225,7 @@ class Loader:
         outcome.tokens = sum(line.traffic.counted for line in lines)
         for line in lines:
             self._fill(line, end)  # with what was due just now
-            for waits in line.traffic.late(end):  # what has no room would wait for ever if nobody counted it
-                outcome.latencies.add(waits, load.body)
-                outcome.late += len(waits) * load.body
+            outcome.late += line.traffic.late(end, outcome.latencies)  # nobody else counts what has no room
         while any(line.traffic.flying for line in lines):
             now = self._receive(now + TELL_S, begin)  # nothing is due any more
             self._look(outcome, now)
@@ -300,10 +275,7 @@ class Loader:
         self._pipe.send(sum(line.traffic.counted for line in self._lines))
 
 
-def _curve(connect: Connect) -> dict[int, bytes]:
-    """The keys as options of a socket."""
-    if connect["server_key"] is None or connect["client_key"] is None:
-        return {}
-    public, secret = read_pair(connect["client_key"])
-    texts = {zmq.CURVE_SERVERKEY: read_public(connect["server_key"]), zmq.CURVE_PUBLICKEY: public, zmq.CURVE_SECRETKEY: secret}
-    return {option: text.encode() for option, text in texts.items()}
+def pause_s(refusal: dict[str, Any]) -> float:
+    """How long to wait before what got this error is asked for again."""
+    wait_ms = refusal.get("retry_after_ms")
+    return (min(max(1, wait_ms), MOST_RETRY_MS) if type(wait_ms) is int else RETRY_MS) / 1000

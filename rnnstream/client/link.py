@@ -70,7 +70,7 @@ class Link:
         if self._socket is not None:
             return False
         if self._files is not None and not self._curve:
-            self._curve = _read(*self._files)
+            self._curve = curve_options(*self._files)
         if self._context is None:
             self._context = zmq.Context()
         socket = self._context.socket(zmq.DEALER)
@@ -159,8 +159,12 @@ class Link:
         return self._socket
 
 
-def _read(server_key: keys.KeyPath, client_key: keys.KeyPath) -> dict[int, bytes]:
-    """The keys as options of a socket."""
+def curve_options(server_key: keys.KeyPath, client_key: keys.KeyPath) -> dict[int, bytes]:
+    """The keys in these files, a public and a secret one, as options of a client's socket.
+
+    Raises:
+        BadKey: a key file cannot be used.
+    """
     public, secret = keys.read_pair(client_key)
     texts = {zmq.CURVE_SERVERKEY: keys.read_public(server_key), zmq.CURVE_PUBLICKEY: public, zmq.CURVE_SECRETKEY: secret}
     return {option: text.encode() for option, text in texts.items()}

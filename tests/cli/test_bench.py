@@ -2,34 +2,32 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import json
+import math
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import pytest
-import zmq
 
-from rnnstream import Client, NoReply, RnnstreamError
-from rnnstream.cli import loader
-from rnnstream.cli.bench import _hear
-from rnnstream.cli.load import Load
-from rnnstream.cli.loader import Job, Loader
+from rnnstream import Client, NoReply
+from rnnstream.cli.bench import _duration
+from rnnstream.cli.driver import End
+from rnnstream.cli.outcome import Outcome
 from rnnstream.keys import write_pair
 from tests.worker_process import serving
 
 from .conftest import DEADLINE_S, lines, run
 
+BENCH = sys.modules["rnnstream.cli.bench"]  # the name in the package is the command's
+LEFT = r"Sessions whose names begin with bench-[0-9a-f]{8} may be left open there\."
 Start = Callable[..., "subprocess.Popen[bytes]"]
 SHORT = ("--seconds", 0.2)
 
@@ -127,6 +125,12 @@ def test_busy_is_counted_and_shown(address: str, worker: Client) -> None:
     assert "errors" not in shown
 
 
+def test_the_first_message_of_each_error_is_in_the_json(measured: Any) -> None:
+    found = measured(*SHORT, "--clients", 1, "--sessions", 1, "--body", 512, "--window", 4096)
+    assert found["errors"].keys() == found["messages"].keys() == {"busy"}
+    assert found["messages"]["busy"].startswith("1024 requests of a session may wait")
+
+
 def test_a_model_of_vectors_that_asks_for_open(files: dict[str, str]) -> None:
     with serving(files["rows"], "--explicit-open") as (address, _):
         [found] = lines(run("bench", "--connect", address, *SHORT, "--json"))
@@ -183,8 +187,77 @@ def test_its_sessions_are_closed_when_it_is_killed(start: Start, address: str, w
     next(None for _ in deadline() if not list(worker.sessions()))
 
 
+def test_a_second_interrupt_ends_it_at_once(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    processes: set[multiprocessing.process.BaseProcess] = set()
+    with serving(files["letters"]) as (address, served):
+
+        def tell(*_: object) -> None:
+            processes.update(multiprocessing.active_children())
+            os.kill(served.pid, signal.SIGSTOP)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(BENCH, "_progress", lambda seconds: contextlib.nullcontext(tell))
+        try:
+            result = run("bench", "--connect", address, "--seconds", 1000, "--processes", 2)
+        finally:
+            os.kill(served.pid, signal.SIGCONT)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert re.fullmatch(LEFT + r"\nInterrupted\.\n", result.stderr)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [process.exitcode for process in processes] == [-signal.SIGKILL] * 2
+
+
+def test_a_process_that_is_killed(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = functools.cache(lambda: multiprocessing.active_children()[0].kill())  # once
+    monkeypatch.setattr(BENCH, "_progress", lambda seconds: contextlib.nullcontext(lambda *_: killed()))
+    result = run("bench", "--connect", address, "--seconds", 1000, "--clients", 2, "--sessions", 3, "--processes", 2)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert re.fullmatch(r"Error: A process of the load has ended before its time\. " + LEFT + r"\n", result.stderr)
+    with Client(address) as client:
+        left = list(client.sessions("bench-"))
+        assert len(left) == 3, "the other one has closed its own"
+        for name in left:
+            client.session(name).close()
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_was_measured_is_shown_though_sessions_are_left(
+    worker: Client, address: str, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    found = Outcome(seconds=2.0, tokens=5, busy=0.95)
+    end = End(found, None if interrupted else NoReply("No reply from there."), closed=False, interrupted=interrupted)
+    monkeypatch.setattr(BENCH, "drive", lambda *_: end)
+    result = run("bench", "--connect", address)
+    shown = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert (shown["tokens"], shown["tokens/s"]) == ("5 in 2.00 s", "2")
+    assert re.search(r"^latency p99\.9 +-$", result.stdout, re.M), "nothing was counted"
+    busy = r"The load took all of a processor: more --processes may find more\.\n"
+    told = LEFT + r"\nInterrupted\.\n" if interrupted else r"Error: No reply from there\. " + LEFT + r"\n"
+    assert re.fullmatch(busy + told, result.stderr)
+    assert result.exit_code == (130 if interrupted else 1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.0, "0.00 µs"),
+        (12.34e-6, "12.3 µs"),
+        (999.4e-6, "999 µs"),
+        (999.6e-6, "1.00 ms"),
+        (9.996e-3, "10.0 ms"),
+        (99.96e-3, "100 ms"),
+        (0.9996, "1.00 s"),
+        (123456.0, "123456 s"),
+        (math.nan, "-"),
+    ],
+)
+def test_a_duration_has_three_digits(seconds: float, shown: str) -> None:
+    assert _duration(seconds) == shown
+
+
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["rnnstream.cli.bench"], "Client", functools.partial(Client, timeout_s=0.1))
+    monkeypatch.setattr(BENCH, "Client", functools.partial(Client, timeout_s=0.1))
     result = run("bench", "--connect", "tcp://127.0.0.1:9")
     told = "Nobody has answered at tcp://127.0.0.1:9 within 0.1 s; is a worker running there?"
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"Error: {told}\n")
@@ -199,6 +272,12 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--body", 513], "--body 513 is more than the 512 that this worker reads."),
         (["--want", "101"], "it is one of argmax, none, probs, logits, or a number from 1 to 100."),
         (["--rate", 0], "--rate"),
+        (["--rate", "1.1e9"], "--rate"),
+        (["--rate", "nan"], "'nan' is no number."),
+        (["--rate", 9.9, "--body", 10, "--seconds", 1], "--rate 9.9 is less than one body of 10 in --seconds 1."),
+        (["--seconds", "nan"], "'nan' is no number."),
+        (["--seconds", "inf"], "--seconds"),
+        (["--seconds", 0.0009], "--seconds"),
     ],
 )
 def test_wrong_use(address: str, arguments: list[object], told: str) -> None:
@@ -218,92 +297,3 @@ def test_a_bar_is_drawn_on_a_terminal_only_on_stderr(start: Start, address: str,
     assert b"\x1b" not in stdout
     assert "of 0.5 s" in drawn
     assert " tokens" in drawn
-
-
-def test_a_process_that_is_gone_is_told() -> None:
-    here, there = Pipe()
-    there.close()
-    with pytest.raises(RnnstreamError, match="A process of the load has ended before its time"):
-        _hear(here)
-
-
-class Fading:
-    """A worker that answers so many bodies, and then none."""
-
-    def __init__(self, answered: int) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self.address = f"tcp://127.0.0.1:{self._socket.bind_to_random_port('tcp://127.0.0.1')}"
-        self._answered = answered
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        ts: dict[str, Iterator[int]] = {}
-        for _ in range(self._answered):
-            peer, body = self._socket.recv_multipart()
-            item = msgpack.unpackb(body)
-            t = next(ts.setdefault(item["session"], itertools.count()))  # 0 for `open`
-            self._socket.send_multipart([peer, msgpack.packb({"session": item["session"], "t": t})])
-
-    def close(self) -> None:
-        self._thread.join()
-        self._context.destroy(linger=0)
-
-
-@contextlib.contextmanager
-def loading(address: str, load: Load, begin: float, seconds: float) -> Iterator[Loader]:
-    """A process of the load in this one, that begins at this time."""
-    here, there = Pipe()
-    connect: Any = {"address": address, "server_key": None, "client_key": None}
-    parent = threading.Thread(target=hear, args=(here, begin, seconds))
-    parent.start()
-    loader = Loader(Job(connect, load, 0, load.clients, "bench", {"kind": "token", "size": 5}), there)
-    try:
-        yield loader
-    finally:
-        loader.close()
-        there.close()
-        parent.join()
-
-
-def hear(pipe: Connection, begin: float, seconds: float) -> None:
-    """The part of the parent."""
-    with contextlib.suppress(EOFError):
-        while True:
-            if pipe.recv() is True:
-                pipe.send((begin, begin + seconds))
-
-
-def load(**given: Any) -> Load:
-    keys = {"clients": 1, "sessions": 1, "window": 1, "body": 1, "rate": None, "numbered": False, "want": "argmax"}
-    return Load(**(keys | given))
-
-
-@pytest.mark.parametrize("answered", [0, 1, 7])  # at opening, at warming up, at measuring
-def test_no_reply(monkeypatch: pytest.MonkeyPatch, answered: int) -> None:
-    monkeypatch.setattr(loader, "REPLY_S", 0.1)
-    worker = Fading(answered)
-    with (
-        contextlib.closing(worker),
-        loading(worker.address, load(), time.perf_counter(), 1000) as loads,
-        pytest.raises(
-            NoReply, match=rf"^No reply from {worker.address} within 0\.1 s\. Sessions whose names begin with bench may"
-        ),
-    ):
-        loads.run()
-
-
-def test_what_was_due_long_ago_is_sent_and_counts_from_then(address: str, worker: Client) -> None:
-    with loading(address, load(clients=2, sessions=3, rate=10.0, window=16), time.perf_counter() - 60, 0.95) as loads:
-        found = loads.run()
-    assert (found.late, found.latencies.counts.sum()) == (0, 10), "and the warming up does not count"
-    assert 59 < found.latencies.percentile(1) < found.latencies.most_s
-
-
-def test_what_has_no_room_counts_with_its_wait(address: str, worker: Client) -> None:
-    with loading(address, load(rate=1000.0, window=2), time.perf_counter() - 60, 0.9995) as loads:
-        found = loads.run()
-    assert found.latencies.counts.sum() == 1000
-    assert 900 < found.late < 1000
-    assert 0.5 <= found.latencies.percentile(50) <= 0.52, "the wait until the end, of those that were not sent"
