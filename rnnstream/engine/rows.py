@@ -130,21 +130,16 @@ class Rows:
         Returns:
             The moves, all of this row, of which the last one is to be committed. None if a state would not be finite.
         """
-        index = np.array([row], np.intp)
-        states, ts = self.table.states.take(index, axis=0), self.table.t.take(index)
-        moves: list[Moves] = []
+        index, advance, batch = np.array([row], np.intp), self.model.advance, self.model.input.batch
+        state = self.table.states.take(index, axis=0)
+        found = []
         for token in tokens:
-            moves.append(self._advance(index, states, ts, [token]))
-            states, ts = moves[-1].states, moves[-1].ts
-            if moves[-1].good is not None:
-                return None
-        return Moves(
-            index.repeat(len(tokens)),
-            np.concatenate([move.ts for move in moves]),
-            np.concatenate([move.states for move in moves]),
-            np.concatenate([move.features for move in moves]),
-            None,
-        )
+            found.append(advance(state, batch([token])))
+            state = found[-1][0]
+        states, features = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        if not math.isfinite(np.vdot(states, states)):  # as below
+            return None
+        return Moves(index.repeat(len(tokens)), self.table.t[row] + np.arange(1, len(tokens) + 1), states, features, None)
 
     def _advance(self, index: Array, before: Array, ts: Array, tokens: Sequence[Any]) -> Moves:
         states, features = self.model.advance(before, self.model.input.batch(tokens))

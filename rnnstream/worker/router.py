@@ -30,10 +30,10 @@ CHUNK_BODIES = 64
 CHUNK_BYTES = 16 << 10
 TURN_S = 2e-3
 # Were all that is in flight taken at once, the worker would wait for its peers while they wait for it. So a turn that left
-# something is followed by one that takes a quarter more, and one that left nothing by one that takes an eighth less: they come
+# something is followed by one that takes an eighth more, and one that left nothing by one that takes an eighth less: they come
 # to take a part of what is in flight, and the rest is on its way meanwhile. 16 connections with 16 tokens each get 1.2 to 1.4
-# times as many through. A smaller part would cost those with many connections more than it gives: each message a wake-up.
-MORE, LESS = 2, 3  # shifts
+# times as many through; 64 with 4 each a little less, for each message is a wake-up there.
+EIGHTH = 3  # a shift
 COMPANY_S = 0.1  # how long ago another connection was heard, for one not to be alone
 WAITED_S = 10e-6  # a blocking read that took longer has waited: nothing else was there, as a rule
 READ, READ_NOW = 0, int(zmq.NOBLOCK)  # flags of a read: plain numbers, for an enumeration's cost as much as the call
@@ -139,9 +139,9 @@ class Router:
                 self._hand_on(addresses, bodies, now)
                 now = clock()
             if more:
-                self._enough = min(self._enough + (self._enough >> MORE), MOST_WAITING)
+                self._enough = min(self._enough + (self._enough >> EIGHTH), MOST_WAITING)
                 return now
-        self._enough = max(self._enough - (self._enough >> LESS), FIRST_BODIES)
+        self._enough = max(self._enough - (self._enough >> EIGHTH), FIRST_BODIES)
         return now
 
     def _flooded(self, addresses: list[Address], now: float) -> bool:
