@@ -163,6 +163,11 @@ class Core:
             keeper.sweep(now, idle_s)
 
     @property
+    def again(self) -> bool:
+        """Whether what was taken in last had a token that came alone, of a session that waits already: more would not help."""
+        return self._intake.again
+
+    @property
     def crowded(self) -> bool:
         """Whether a connection has far too much unanswered."""
         return bool(self._intake.crowded)

@@ -47,6 +47,7 @@ class Intake:
         crowded: connections to be cut off.
         reply_bytes: upper bound of the bytes of an ordinary reply.
         told: replies that name sessions, of which the store may not keep the last changes yet.
+        again: the last `take` had a token that came alone, of a session that waits already.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Intake:
         self._standing = Standing(quotas, is_admin, self.order)
         self.crowded: set[bytes] = set()
         self.told: list[tuple[Body, int, Request]] = []
+        self.again = False
         self._now = 0.0
 
     @property
@@ -97,6 +99,7 @@ class Intake:
         rows, producers, size = table.rows, table.producers, self._plain_size
         wave, self._now, most = self.waves.first(), now, self._limits.waiting
         self._refusals.begin()
+        again = False
         wave_row, wave_x, wave_address = wave.rows.append, wave.xs.append, wave.addresses.append
         before = len(wave.rows)
         arrivals: Iterable[tuple[Address, Any, Any]] = zip(addresses, bodies, users or repeat(""), strict=False)
@@ -111,9 +114,11 @@ class Intake:
                 # A plain tuple, for it is the same key as an `Owned`, and made in a quarter of the time.
                 row = rows[(owner, session) if owner else session]  # type: ignore[index]
                 turn = waiting[row]
-                if turn >= most and "id" not in item and "op" not in item:
-                    self._take_flood(address, row, item, owner)
-                    continue
+                if turn:
+                    again = True
+                    if turn >= most and "id" not in item and "op" not in item:
+                        self._take_flood(address, row, item, owner)
+                        continue
                 if (
                     type(x) is int
                     and 0 <= x < size
@@ -140,6 +145,7 @@ class Intake:
                 pass
             self._take_body(address, bytes(body), owner)
         self.waves.count += len(wave.rows) - before
+        self.again = again
 
     def _admitted(self, arrivals: Iterable[tuple[Address, Any, str | None]]) -> Iterator[tuple[Address, Any, str]]:
         """Answer the bodies of connections that have no standing here, and of keys that send too much; those that are left.

@@ -12,7 +12,7 @@ from rnnstream.engine.engine import Engine
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.replies import decode
 from rnnstream.worker.core import Core
-from rnnstream.worker.router import CHUNK_BYTES, FIRST_BODIES, TURN_S, Router, socket_for
+from rnnstream.worker.router import CHUNK_BODIES, CHUNK_BYTES, FIRST_BODIES, TURN_S, Router, socket_for
 from tests.engine.models import network
 
 from .driving import pack, step
@@ -104,6 +104,23 @@ def test_what_waits_already_takes_no_room_of_a_turn(ends: Ends) -> None:
     for expected in (16, 18, 20, 22, 24):
         waiting = ends.router.core.waiting
         assert ends.turn() - waiting == expected
+
+
+def test_a_turn_ends_when_a_session_comes_again(ends: Ends) -> None:
+    ends.router._enough = 1000
+    for number, peer in enumerate(ends.peers):
+        for _ in range(10):
+            peer.send(pack([step(f"{number}", 1)]))
+    assert ends.turn() == FIRST_BODIES + CHUNK_BODIES  # the second chunk has second tokens
+    assert ends.router._enough == 1000
+    waiting = ends.router.core.waiting
+    assert waiting > 0
+    assert ends.turn() == waiting, "nothing is read before the next wave has run"
+    assert ends.turn() > waiting - PEERS, "and then it goes on"
+    while ends.router.socket.poll(0) or ends.router.core.waiting:
+        ends.turn()
+    for peer in ends.peers:
+        assert [decode(peer.recv())[0]["t"] for _ in range(10)] == list(range(1, 11))
 
 
 def test_a_turn_ends_when_it_has_lasted(ends: Ends) -> None:
