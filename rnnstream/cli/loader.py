@@ -90,10 +90,10 @@ class Loader:
         server_key, client_key = connect["server_key"], connect["client_key"]
         options: dict[int, int | bytes] = {
             zmq.LINGER: 0,
-            zmq.SNDHWM: 0,
+            zmq.SNDHWM: 0,  # windows bound it
             zmq.RCVHWM: 0,
             zmq.IPV6: int("[" in connect["address"]),
-        }  # windows bound it
+        }
         if server_key is not None and client_key is not None:
             options |= curve_options(server_key, client_key)
         tokens = random_tokens(job.input["kind"], job.input["size"], np.random.default_rng())

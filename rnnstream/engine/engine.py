@@ -134,7 +134,7 @@ class Engine(Turns):
                 predictions[place].opened = True
             self.commit(moves, now)
             good = moves.good
-            found = predictions if good is None else [found if good[i] else None for i, found in enumerate(predictions)]
+            found = predictions if good is None else [p if ok else None for p, ok in zip(predictions, good, strict=True)]
         finally:
             for place in opened:
                 if found[place] is None:

@@ -35,7 +35,7 @@ class Moves:
     """One token for each of some rows, computed but not yet committed.
 
     Attributes:
-        rows: [B] the rows, each once.
+        rows: [B] the rows, each once; of `compute_on` one and the same.
         ts: [B] the step count that each will have.
         states: [B, S] the new states.
         features: [B, F] for `StepModel.head`.

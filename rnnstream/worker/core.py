@@ -120,7 +120,7 @@ class Core:
         self._intake.take(addresses, bodies, now, users)
 
     def turn(self, now: float) -> list[tuple[Address, bytes]]:
-        """Run one wave, and hand out what is answered: with a store, once that keeps it.
+        """Run one wave, or several of one session, and hand out what is answered: with a store, once that keeps it.
 
         Returns:
             (address, body) pairs, to be sent in this order; then `sent` is to be called. While `waiting` is not 0 call again,

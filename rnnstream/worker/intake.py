@@ -335,8 +335,7 @@ class Intake:
     def row_of(self, session: Name) -> int:
         """The row of a session, with its place in the lists of this class; a new one for a new name."""
         row = self._engine.table.take(session)
-        if row == len(self.waves.waiting):
-            self.waves.waiting.append(0)
+        self.waves.reach(row)
         return row
 
     def charge(self, body: Body, more: int) -> None:

@@ -111,10 +111,14 @@ class Wave:
 
     @property
     def alone(self) -> int:
-        """The row of its only request, if that is an ordinary token of a body; else -1."""
+        """The row of its only request, if that is an ordinary token of a body of several; else -1.
+
+        A flood of bodies of one would get four times as much done by running together, and hold everybody else up for it.
+        """
         if self.rows or self.others or len(self.body_rows) + len(self.numbered) != 1:
             return -1
-        return self.body_rows[0] if self.body_rows else self.numbered[0][0]
+        row, body = (self.body_rows[0], self.runs[0][1]) if self.body_rows else (self.numbered[0][0], self.numbered[0][5])
+        return row if len(body.replies) > 1 else -1
 
     def all_rows(self) -> list[int]:
         """The row of every request, the ordinary tokens first."""

@@ -15,6 +15,7 @@ import pytest
 import rnnstream
 from rnnstream.cli import main
 from rnnstream.model.spec import parse
+from tests.worker_process import serving
 
 DEADLINE_S = 20.0  # for a process that is waited for
 VOCABULARY = ("a", "b", "c", "\n", " ", "ab", "bc")
@@ -54,6 +55,22 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def models(files: dict[str, str]) -> dict[str, rnnstream.StepModel]:
     return {name: rnnstream.load(path) for name, path in files.items()}
+
+
+@pytest.fixture(scope="module")
+def address(files: dict[str, str]) -> Iterator[str]:
+    """Of a worker of letters, a process of its own."""
+    with serving(files["letters"]) as (address, _):
+        yield address
+
+
+@pytest.fixture
+def worker(address: str) -> Iterator[rnnstream.Client]:
+    """A client of the worker, on which nothing is open, before and after."""
+    with rnnstream.Client(address) as client:
+        assert list(client.sessions()) == []
+        yield client
+        assert list(client.sessions()) == []
 
 
 @pytest.fixture(scope="module")  # not longer: a worker in this process holds BLAS to one thread

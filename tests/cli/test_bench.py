@@ -32,21 +32,6 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 SHORT = ("--seconds", 0.2)
 
 
-@pytest.fixture(scope="module")
-def address(files: dict[str, str]) -> Iterator[str]:
-    with serving(files["letters"]) as (address, _):
-        yield address
-
-
-@pytest.fixture
-def worker(address: str) -> Iterator[Client]:
-    """A client of the worker, on which nothing is open, before and after."""
-    with Client(address) as client:
-        assert list(client.sessions()) == []
-        yield client
-        assert list(client.sessions()) == []
-
-
 @pytest.fixture
 def measured(address: str, worker: Client) -> Callable[..., dict[str, Any]]:
     """What a bench says with --json, and how many tokens the worker has counted meanwhile."""

@@ -20,24 +20,8 @@ from rnnstream.cli import loader
 from rnnstream.cli.load import Load
 from rnnstream.cli.loader import Job, Loader
 from rnnstream.cli.outcome import Outcome
-from tests.worker_process import serving
 
 from .conftest import DEADLINE_S
-
-
-@pytest.fixture(scope="module")
-def address(files: dict[str, str]) -> Iterator[str]:
-    with serving(files["letters"]) as (address, _):
-        yield address
-
-
-@pytest.fixture
-def worker(address: str) -> Iterator[Client]:
-    """A client of the worker, on which nothing is open, before and after."""
-    with Client(address) as client:
-        assert list(client.sessions()) == []
-        yield client
-        assert list(client.sessions()) == []
 
 
 class Fading:

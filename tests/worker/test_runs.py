@@ -105,6 +105,15 @@ def test_others_are_not_held_up_by_more_than_a_run(drive: Drive) -> None:
     assert driver.depth("s") == LONG - RUN - 1  # the wave that both were in was one by itself
 
 
+def test_tokens_that_came_one_by_one_do_not_run_together(drive: Drive) -> None:
+    driver = drive(network())
+    driver.ask(step("s", 1))
+    driver.handle(*((A, [step("s", x)]) for x in XS[:10]))
+    assert driver.depth("s") == 9
+    assert turns(driver) == 9
+    assert [codes(replies) for replies in driver.replies[A]] == [[t] for t in range(2, 12)]
+
+
 @pytest.mark.parametrize("mood", ["advance", "head"])
 def test_a_step_that_fails_costs_its_own_token_alone(drive: Drive, mood: str) -> None:
     model = Moody()
