@@ -72,6 +72,12 @@ class Engine(Turns):
         """
         self.check_want(want, surprisal)
         table, pairs = self.table, list(tokens)
+        if len(pairs) == 1 and self.moves_one and want == "argmax" and not surprisal:
+            [(name, x)] = pairs
+            row = table.rows.get(name)
+            prediction = None if row is None or not table.live[row] else self._move_one(row, self.model.input.token(x), now)
+            if prediction is not None:
+                return [prediction]
         xs = self.model.input.tokens([x for _, x in pairs])
         rows: list[int] = []
         try:
@@ -95,6 +101,17 @@ class Engine(Turns):
                 for row in rows:
                     table.free(row)
         return predictions
+
+    def _move_one(self, row: int, token: Any, now: float) -> Prediction | None:
+        """A token for an open session, the usual want; None where the state would not be finite."""
+        with one_thread():
+            found = self.compute_one(row, token)
+        if found is None:
+            return None
+        state, t, y, p = found
+        self.commit_one(row, state, t, now)
+        vocabulary = self.model.output.vocabulary
+        return Prediction(t, y, p, vocabulary[y] if vocabulary else None)
 
     def _move_often(
         self, rows: list[int], tokens: list[Any], want: str | int, surprisal: bool, now: float

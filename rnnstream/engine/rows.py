@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rnnstream.engine.moves import Moves, Peek
 from rnnstream.engine.own_rows import OwnRows
 from rnnstream.engine.table import Table
 from rnnstream.errors import BadRequest
-from rnnstream.model.outcomes import TOP, most_likely, surprisals, top
+from rnnstream.model.outcomes import TOP, most_likely, most_likely_of_one, surprisals, top
 from rnnstream.model.step import StepModel
 from rnnstream.names import Name, owner_of
 from rnnstream.prediction import Prediction
@@ -28,55 +28,6 @@ Array = npt.NDArray[Any]
 
 _ONE = np.array(1, np.int64)  # NumPy takes 1 us longer over a number of Python's
 OUTPUT_BYTES = 32 << 20  # of outputs at a time: a wave of thousands of rows with a large vocabulary would fill the memory
-
-
-@dataclass(slots=True)
-class Moves:
-    """One token for each of some rows, computed but not yet committed.
-
-    Attributes:
-        rows: [B] the rows, each once; of `compute_on` one and the same.
-        ts: [B] the step count that each will have.
-        states: [B, S] the new states.
-        features: [B, F] for `StepModel.head`.
-        good: [B] bool, which of the new states are finite; None where all are.
-    """
-
-    rows: Array
-    ts: Array
-    states: Array
-    features: Array
-    good: Array | None
-
-    def behind(self, place: int) -> Moves:
-        """The moves from this place on."""
-        good = None if self.good is None else self.good[place:]
-        return Moves(self.rows[place:], self.ts[place:], self.states[place:], self.features[place:], good)
-
-
-class Peek:
-    """Predictions for some tokens as if they came next in a session; it moves on a copy of the state.
-
-    Attributes:
-        state: [S] after the tokens so far.
-        t: step count after the tokens so far.
-        tokens: all of them, checked.
-        want, surprisal: as of a step.
-        found: the predictions so far.
-        spoiled: the next token would make the state NaN or infinite.
-    """
-
-    __slots__ = ("found", "spoiled", "state", "surprisal", "t", "tokens", "want")
-
-    def __init__(self, state: Array, t: int, tokens: list[Any], want: str | int, surprisal: bool) -> None:
-        self.state, self.t, self.tokens, self.want, self.surprisal = state, t, tokens, want, surprisal
-        self.found: list[Prediction] = []
-        self.spoiled = False
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is left to compute."""
-        return self.spoiled or len(self.found) == len(self.tokens)
 
 
 class Rows:
@@ -90,6 +41,7 @@ class Rows:
     def __init__(self, model: StepModel, table: Table) -> None:
         self.model = model
         self.table = table
+        self._one = model.for_one() if model.output.kind == "categorical" else None
         self._most_outputs = max(1, OUTPUT_BYTES // (model.output.size * model.dtype.itemsize))
 
     def check_want(self, want: str | int, surprisal: bool) -> None:
@@ -123,6 +75,32 @@ class Rows:
         """One token for each of these open rows, each row at most once; nothing is changed. Runs under `one_thread`."""
         index = np.array(rows, np.intp)
         return self._advance(index, self.table.states.take(index, axis=0), self.table.t.take(index), tokens)
+
+    @property
+    def moves_one(self) -> bool:
+        """Whether there is `compute_one`."""
+        return self._one is not None
+
+    def compute_one(self, row: int, token: Any) -> tuple[Array, int, int, float] | None:
+        """A token for one open row, and its most likely next one; nothing is changed. Runs under `one_thread`.
+
+        As `compute` and `most_likely` for a batch of one, with the same bits in half the time, where `moves_one` is true.
+
+        Returns:
+            The new state [S], which the next call may write to, the step count, the id and its probability. None if the
+            state would not be finite.
+        """
+        one, table = self._one, self.table
+        assert one is not None
+        state, features = one.advance(table.states[row], token)
+        if not math.isfinite(state.dot(state)):  # as below
+            return None
+        y, p = most_likely_of_one(one.head(features))
+        return state, table.t.item(row) + 1, y, p
+
+    def commit_one(self, row: int, state: Array, t: int, now: float) -> None:
+        """Make what `compute_one` gave count."""
+        self.table.states[row], self.table.t[row], self.table.moved_at[row] = state, t, now
 
     def compute_on(self, row: int, tokens: Sequence[Any]) -> Moves | None:
         """Tokens for one open row, one after the other; nothing is changed. Runs under `one_thread`.

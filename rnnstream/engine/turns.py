@@ -12,8 +12,9 @@ from typing import Any
 import numpy.typing as npt
 
 from rnnstream.engine import snapshot
+from rnnstream.engine.moves import Peek
 from rnnstream.engine.producers import Producers
-from rnnstream.engine.rows import Peek, Rows
+from rnnstream.engine.rows import Rows
 from rnnstream.engine.table import Table
 from rnnstream.errors import Conflict, Exists, NotFinite, RequestError, UnknownSession
 from rnnstream.model.step import StepModel

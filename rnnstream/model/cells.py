@@ -1,6 +1,8 @@
 """The recurrent cells: step layers that give out the first numbers of their new state.
 
 B rows of a batch    H size of the layer    K inputs
+
+Their steps also take one row without the axis B, see `StepLayer.for_one`: slices are of the last axis for that reason.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ class RNN(StepLayer):
 
     State: a, H numbers.
     """
+
+    takes_one = True
 
     def __init__(self, layer: Layer, tensors: dict[str, Array]) -> None:
         self.state_size = layer.state_size
@@ -59,6 +63,8 @@ class GRU(StepLayer):
     State: a, H numbers.
     """
 
+    takes_one = True
+
     def __init__(self, layer: Layer, tensors: dict[str, Array]) -> None:
         self.state_size = h = layer.state_size
         self.drive = input_transform(layer, tensors["wax"], tensors["ba"])
@@ -78,14 +84,14 @@ class GRU(StepLayer):
         """a<t>, twice."""
         h = self.state_size
         drive, recur = self.drive(x), self.recur(state)
-        gates = self.gate(drive[:, : 2 * h] + recur[:, : 2 * h])
-        r, z = gates[:, :h], gates[:, h:]
+        gates = self.gate(drive[..., : 2 * h] + recur[..., : 2 * h])
+        r, z = gates[..., :h], gates[..., h:]
         if self.bh is not None:
-            n = recur[:, 2 * h :] + self.bh
+            n = recur[..., 2 * h :] + self.bh
             n *= r
         else:
             n = self.recur_n(r * state)
-        n += drive[:, 2 * h :]
+        n += drive[..., 2 * h :]
         n = self.g1(n)
         a = state - n
         a *= z
@@ -106,6 +112,8 @@ class LSTM(StepLayer):
     State: a then the cell c, 2H numbers.
     """
 
+    takes_one = True
+
     def __init__(self, layer: Layer, tensors: dict[str, Array]) -> None:
         self.state_size, self.h = layer.state_size, layer.outputs
         self.g1, self.gate = ACTIVATIONS[layer.keys["activation"]], ACTIVATIONS[layer.keys["gate"]]
@@ -116,13 +124,13 @@ class LSTM(StepLayer):
     def step(self, state: Array, x: Array) -> tuple[Array, Array]:  # [B, 2H], [B, K] -> [B, 2H], [B, H]
         """The new a and c, and a."""
         h = self.h
-        s = self.recur(state[:, :h])
+        s = self.recur(state[..., :h])
         s += self.drive(x)
-        i_f, g, o = self.gate(s[:, : 2 * h]), self.g1(s[:, 2 * h : 3 * h]), self.gate(s[:, 3 * h :])
+        i_f, g, o = self.gate(s[..., : 2 * h]), self.g1(s[..., 2 * h : 3 * h]), self.gate(s[..., 3 * h :])
         new = np.empty_like(state, order="C")  # whatever came in: a sum over another layout has other bits
-        a, c = new[:, :h], new[:, h:]
-        np.multiply(i_f[:, h:], state[:, h:], out=c)
-        g *= i_f[:, :h]
+        a, c = new[..., :h], new[..., h:]
+        np.multiply(i_f[..., h:], state[..., h:], out=c)
+        g *= i_f[..., :h]
         c += g
         np.multiply(o, self.g1(c), out=a)
         return new, a

@@ -7,9 +7,10 @@ Here are the interface and the layers without memory, whose state size is 0; `ce
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +28,27 @@ class StepLayer(ABC):
 
     Attributes:
         products: its exact products by the name of their matrix, for whoever wants to look at the tiles.
+        takes_one: `step` also takes one row without the axis B, once the transforms do: [S] and an id or [K] -> [S], [N].
     """
 
     state_size = 0
+    takes_one = False
     products: dict[str, Product]
 
     @abstractmethod
     def step(self, state: Array, x: Array) -> tuple[Array, Array]:  # [B, S], [B, K] -> [B, S], [B, N]
         """One token for each row: the new states and the outputs. The arguments stay as they are."""
+
+    def for_one(self) -> Self:
+        """A twin that takes one row at a time, without the axis B; where `takes_one` is true.
+
+        It gives the same bits with half as many of NumPy's calls, in arrays that its next step may write to.
+        """
+        twin = copy.copy(self)
+        for name, part in vars(self).items():
+            if isinstance(part, Product | Affine | Columns):
+                setattr(twin, name, part.for_one())
+        return twin
 
 
 def input_transform(layer: Layer, w: Array, b: Array) -> Transform:  # w [N, K], b [N]
@@ -52,13 +66,23 @@ class Affine:
 
     def __init__(self, w: Array, b: Array) -> None:
         self.product = Product(w)
-        self.b = b[np.newaxis].copy()  # [1, N]: to a row of the same shape NumPy adds it twice as fast
+        self.b = b.copy()
 
     def __call__(self, x: Array) -> Array:  # [B, K] -> [B, N]
         """Of numbers."""
         z = self.product(x)
         z += self.b
         return z
+
+    def for_one(self) -> Transform:  # [K] -> [N]
+        """See `Product.for_one`."""
+        product, b, add = self.product.for_one(), self.b, np.add
+
+        def one(x: Array) -> Array:
+            z = product(x)
+            return add(z, b, z)
+
+        return one
 
 
 class Columns:
@@ -71,9 +95,15 @@ class Columns:
         """Of ids."""
         return self.columns.take(ids, axis=0)
 
+    def for_one(self) -> Transform:  # an id -> [N]
+        """For one id at a time."""
+        return self.columns.__getitem__
+
 
 class Embedding(StepLayer):
     """x -> e[x], the row of a table."""
+
+    takes_one = True
 
     def __init__(self, layer: Layer, tensors: dict[str, Array]) -> None:
         self.table = np.array(tensors["e"], order="C")  # [V, N]
@@ -87,6 +117,8 @@ class Embedding(StepLayer):
 class Dense(StepLayer):
     """y = w x + b; the last one of a chain is wya a<t> + by."""
 
+    takes_one = True
+
     def __init__(self, layer: Layer, tensors: dict[str, Array]) -> None:
         self.transform = input_transform(layer, tensors["w"], tensors["b"])
         self.products = products_of(layer, "w", self.transform)
@@ -98,6 +130,8 @@ class Dense(StepLayer):
 
 class Activation(StepLayer):
     """y = g(x), one of `activations.ACTIVATIONS`."""
+
+    takes_one = True
 
     def __init__(self, layer: Layer, tensors: dict[str, Array]) -> None:
         self.function = ACTIVATIONS[layer.keys["function"]]
@@ -115,6 +149,8 @@ class Scale(StepLayer):
 
         s = gamma / sqrt(variance + epsilon)        b = beta - mean * s
     """
+
+    takes_one = True
 
     def __init__(self, layer: Layer, tensors: dict[str, Array]) -> None:
         self.s, self.b = tensors["s"].copy(), tensors["b"].copy()
@@ -135,6 +171,8 @@ class LayerNorm(StepLayer):
         m = sum_k x_k / K        v = sum_k (x_k - m)^2 / K        y = s * (x - m) / sqrt(v + epsilon) + b
     """
 
+    takes_one = True
+
     def __init__(self, layer: Layer, tensors: dict[str, Array]) -> None:
         self.s, self.b = tensors["s"].copy(), tensors["b"].copy()
         self.epsilon: float = layer.keys["epsilon"]
@@ -143,8 +181,8 @@ class LayerNorm(StepLayer):
     def step(self, state: Array, x: Array) -> tuple[Array, Array]:  # [B, 0], [B, K] -> [B, 0], [B, K]
         """Normalised, scaled and shifted."""
         x = np.ascontiguousarray(x)  # a sum over another layout has other bits
-        y = x - x.mean(axis=1, keepdims=True)
-        y /= np.sqrt((y * y).mean(axis=1, keepdims=True) + self.epsilon)
+        y = x - x.mean(axis=-1, keepdims=True)
+        y /= np.sqrt((y * y).mean(axis=-1, keepdims=True) + self.epsilon)
         y *= self.s
         y += self.b
         return state, y

@@ -5,6 +5,7 @@ B rows of a batch    S numbers of a state    F features    V outputs
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -83,16 +84,20 @@ class Network(StepModel):
         self.digest = digest(spec, tensors)
         self.numerics = fingerprint()
         self._a0 = tensors["a0"].copy() if spec.initial_state else np.zeros(spec.state_size, self.dtype)
-        with one_thread():
-            self._stages = list(_stages(spec, tensors))
         self._split = _split(spec.layers)
-        self._recurrence = [stage for stage in self._stages if stage.number <= self._split]
-        self._behind = [stage for stage in self._stages if stage.number > self._split]
+        with one_thread():
+            self._take(list(_stages(spec, tensors)))
+        self._widen = not token and self.dtype != np.float32  # dense tokens are float32, whatever the model computes in
+        self.exact = not measure or measure_step(spec)
+
+    def _take(self, stages: list[_Stage]) -> None:
+        """Have these as the layers."""
+        self._stages = stages
+        self._recurrence = [stage for stage in stages if stage.number <= self._split]
+        self._behind = [stage for stage in stages if stage.number > self._split]
         # The usual network is one recurrent layer and one behind it: what both would do for a chain costs 2 us.
         self._cell = self._recurrence[0].layer if len(self._recurrence) == 1 and self._recurrence[0].place else None
         self._last = self._behind[0].layer if len(self._behind) == 1 else None
-        self._widen = not token and self.dtype != np.float32  # dense tokens are float32, whatever the model computes in
-        self.exact = not measure or measure_step(spec)
 
     @property
     def products(self) -> dict[str, Product]:
@@ -109,15 +114,23 @@ class Network(StepModel):
         x = inputs.astype(self.dtype) if self._widen else inputs
         if self._cell is not None:
             return self._cell.step(states, x)
-        new, x = self._through(self._recurrence, states, states[:, :0], x, {0: x})
-        return (new[0] if len(new) == 1 else np.concatenate(new, axis=1) if new else states), x
+        new, x = self._through(self._recurrence, states, states[..., :0], x, {0: x})
+        return (new[0] if len(new) == 1 else np.concatenate(new, axis=-1) if new else states), x
 
     def head(self, features: Array) -> Array:  # [B, F] -> [B, V]
         """The layers behind the recurrence."""
-        nothing = features[:, :0] if features.ndim == 2 else np.empty((len(features), 0), self.dtype)
+        nothing = features[..., :0]  # of ids too: a layer that takes those looks at no state
         if self._last is not None:
             return self._last.step(nothing, features)[1]
         return self._through(self._behind, nothing, nothing, features, {self._split: features})[1]
+
+    def for_one(self) -> Network | None:
+        """For one row at a time, where there is a recurrence and all layers have a twin for that."""
+        if not self._split or not all(stage.layer is None or stage.layer.takes_one for stage in self._stages):
+            return None
+        twin = copy.copy(self)
+        twin._take([stage._replace(layer=stage.layer and stage.layer.for_one()) for stage in self._stages])
+        return twin
 
     def _through(
         self, stages: list[_Stage], states: Array, nothing: Array, x: Array, seen: dict[int, Array]
@@ -133,7 +146,7 @@ class Network(StepModel):
             elif place is None:
                 x = layer.step(nothing, x)[1]
             else:
-                state, x = layer.step(states[:, place], x)
+                state, x = layer.step(states[..., place], x)
                 new.append(state)
             if added:
                 seen[number] = x
@@ -224,7 +237,7 @@ def measure_step(spec: Spec) -> bool:
     batch of equal rows, and beside rows that are NaN, infinite and huge. It takes a few steps' time.
     """
     twin = random_network(spec)
-    rng = np.random.default_rng(1)
+    one, rng = twin.for_one(), np.random.default_rng(1)
     rows = 2 * max([product.tile.rows for product in twin.products.values()], default=1) + 1
     states = ((rng.random((rows, twin.state_size)) - 0.5) * 2).astype(twin.dtype)
     inputs = (
@@ -233,7 +246,7 @@ def measure_step(spec: Spec) -> bool:
         else ((rng.random((rows, twin.input.size)) - 0.5) * 2).astype(np.float32)
     )
 
-    def step(states: Array, inputs: Array) -> list[Array]:
+    def step(states: Array, inputs: Any, twin: Network = twin) -> list[Array]:
         new, features = twin.advance(states, inputs)
         logits = twin.head(features)
         return [new, logits, twin.output.g2(logits)]
@@ -247,6 +260,8 @@ def measure_step(spec: Spec) -> bool:
             mine = slice(row, row + 1)
             alone = step(states[mine], inputs[mine])
             if not same(alone, [bits[mine] for bits in together]):
+                return False
+            if one is not None and not same(step(states[row], inputs[row], one), [bits[row] for bits in together]):
                 return False
             equal = step(np.repeat(states[mine], rows, axis=0), np.repeat(inputs[mine], rows, axis=0))
             if not same(equal, [np.repeat(bits, rows, axis=0) for bits in alone]):

@@ -20,16 +20,18 @@ TOP = 100  # the largest k of `top`: more than a person reads; whoever wants all
 
 def most_likely(logits: Array) -> tuple[Array, Array]:  # [B, V] -> [B], [B]
     """The id of the most likely token of each row, lowest id first among equals, and its probability."""
-    if len(logits) == 1:  # the same on a vector: 2 us less of NumPy's calls
-        z = logits[0]
-        e = np.subtract(z, z[z.argmax(), ...])  # an array without dimensions: 0.2 us less than a number, 0.6 less than [1]
-        np.exp(e, out=e)
-        return e.argmax(keepdims=True), np.reciprocal(np.add.reduce(e, keepdims=True))
     largest = np.maximum.reduce(logits, axis=1, keepdims=True)
     e = np.subtract(logits, largest, order="C")  # a sum over another layout has other bits
     np.exp(e, out=e)
     # Not the largest logit's id: of those whose exp() is the same, the first. exp(0) / sum: bit for bit softmax's p at that id.
     return e.argmax(axis=1), np.reciprocal(np.add.reduce(e, axis=1))
+
+
+def most_likely_of_one(logits: Array) -> tuple[int, float]:  # [V]
+    """`most_likely` for one row, with the same bits: NumPy's calls on a vector cost half as much."""
+    e = np.subtract(logits, logits[logits.argmax(), ...])  # an array without dimensions: 0.2 us less than a number
+    np.exp(e, e)
+    return int(e.argmax()), float(1 / np.add.reduce(e))
 
 
 def top(probs: Array, k: int) -> list[tuple[int, float]]:  # [V] -> k pairs

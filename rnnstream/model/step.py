@@ -177,6 +177,14 @@ class StepModel(ABC):
     def head(self, features: Array) -> Array:  # [B, F] -> [B, V]
         """The logits: outputs before g2. Runs under `one_thread`."""
 
+    def for_one(self) -> StepModel | None:
+        """A twin for whoever moves one row at a time, with the same bits: its `advance` and `head` take it without the axis B.
+
+        That is [S] and an id or [K] -> [S], [F], and [F] -> [V], in arrays that its next step may write to. It saves what the
+        calls for a batch of one cost. None where there is no such twin, unless a class says otherwise.
+        """
+        return None
+
     def features(self, states: Array) -> Array | None:  # [B, S] -> [B, F]
         """The features as a function of the state alone, or None for models whose outputs need the token too."""
         return None

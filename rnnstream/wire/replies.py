@@ -59,6 +59,13 @@ def step_replies(
     return replies if labels is None else [reply + labels[y] for reply, y in zip(replies, ys, strict=True)]
 
 
+def step_reply(session: bytes, t: int, y: int, p: float, labels: list[bytes] | None) -> bytes:
+    """`step_replies` for one."""
+    size = len(session)
+    reply = _PACKS[size](_HEADS[labels is not None][size], session, _T, t, _Y, y, _P, p)
+    return reply if labels is None else reply + labels[y]
+
+
 def with_id(reply: bytes, id: str | int | bytes) -> bytes:
     """A reply of few keys, an error too, with an id behind them: one more entry in a map whose first byte counts them."""
     return bytes((reply[0] + 1,)) + reply[1:] + b"\xa2id" + encode(id)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from rnnstream.engine.engine import Engine
+from rnnstream.engine.moves import Peek
 from rnnstream.engine.numbering import SHARE
-from rnnstream.engine.rows import Peek
 from rnnstream.engine.snapshot import snapshot_bytes
 from rnnstream.errors import BadRequest, Internal, RequestError
 from rnnstream.model.step import StepModel

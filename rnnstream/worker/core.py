@@ -126,8 +126,14 @@ class Core:
             (address, body) pairs, to be sent in this order; then `sent` is to be called. While `waiting` is not 0 call again,
             with whatever came meanwhile taken in before. With a store, nothing leaves that it does not keep.
         """
-        self._answered = []
         wave = self._intake.waves.take()
+        if wave.rows and wave.plain and not self._holding:  # the usual case, and all that it takes
+            out = list(self._deliver(wave, self._run(wave, now)))
+            self._answered = [(len(out), now if self._began is None else self._began)]
+            self._began = None
+            self._answers.rested()
+            return out
+        self._answered = []
         if wave:
             if not self._group:
                 self._group_began = now
@@ -138,7 +144,7 @@ class Core:
                 return []
             self._write(now)
         self._intake.told.clear()
-        out: list[tuple[Address, bytes]] = []
+        out = []
         for ran, replies in self._group:
             out += self._deliver(ran, replies)
         self._group.clear()
@@ -153,6 +159,11 @@ class Core:
             out += [(body.address, body.joined()) for body in finished]
         self._answers.rested()
         return out
+
+    @property
+    def _holding(self) -> bool:
+        """Whether there is more to a turn than its wave: a store, peeks, or replies that wait for others."""
+        return self._keeper is not None or bool(self._peeks.under_way or self._intake.order.held)
 
     def _expire(self, now: float, idle_s: float) -> None:
         keeper = self._keeper

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rnnstream.engine.engine import Engine
-from rnnstream.engine.rows import Moves
+from rnnstream.engine.moves import Moves
 from rnnstream.errors import StoreError
 from rnnstream.names import Name, owner_of
 from rnnstream.store.interface import Opened, Saved, Store, Write

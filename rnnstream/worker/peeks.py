@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rnnstream.engine.engine import Engine
-from rnnstream.engine.rows import Peek
+from rnnstream.engine.moves import Peek
 from rnnstream.errors import RequestError
 from rnnstream.wire.requests import Request
 from rnnstream.worker.answers import Answers, whose, with_echo

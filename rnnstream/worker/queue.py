@@ -110,6 +110,11 @@ class Wave:
             yield start, stop, body, place
 
     @property
+    def plain(self) -> bool:
+        """Whether it has nothing but tokens that came alone."""
+        return not (self.body_rows or self.numbered or self.others)
+
+    @property
     def alone(self) -> int:
         """The row of its only request, if that is an ordinary token of a body of several; else -1.
 

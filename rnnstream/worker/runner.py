@@ -8,7 +8,7 @@ from collections.abc import Container
 from typing import Any
 
 from rnnstream.engine.engine import Engine
-from rnnstream.engine.rows import Moves
+from rnnstream.engine.moves import Moves
 from rnnstream.errors import RequestError
 from rnnstream.model.outcomes import most_likely
 from rnnstream.names import owner_of
@@ -45,11 +45,16 @@ class Runner:
     ) -> None:
         self.engine, self.stats = engine, stats
         self._answers, self._intake, self._peeks, self._keeper = answers, intake, peeks, keeper
+        self._one = keeper is None and engine.moves_one
         vocabulary = engine.model.output.vocabulary
         self._labels = [wire.step_label(label) for label in vocabulary] if vocabulary else None
 
     def run(self, wave: Wave, now: float) -> list[bytes]:
         """Run a wave: the replies to its ordinary tokens; those to its other requests are its `answers` then."""
+        if self._one and len(wave.rows) == 1 and wave.plain:
+            reply = self._run_one(wave, now)
+            if reply is not None:
+                return [reply]
         steps: list[Step] = []
         rows = wave.rows + wave.body_rows
         if wave.numbered:
@@ -61,6 +66,23 @@ class Runner:
             return self._step(wave, rows, steps, now) if rows or steps else []
         except Exception:
             return self._failed(wave, rows, steps)
+
+    def _run_one(self, wave: Wave, now: float) -> bytes | None:
+        """`run` for an ordinary token that came alone, and is alone: the reply. None where it takes the way of batches."""
+        engine, row = self.engine, wave.rows[0]
+        try:
+            found = engine.compute_one(row, wave.xs[0])
+        except Exception:  # said of the batch
+            return None
+        if found is None or found[1] > wire.STEP_T:
+            return None
+        state, t, y, p = found
+        reply = wire.step_reply(engine.table.names[row].encode(), t, y, p, self._labels)  # type: ignore[union-attr]
+        engine.commit_one(row, state, t, now)
+        self.stats.batch(1, 1)
+        if wave.marks:
+            self._number(wave, [reply], (), now)
+        return reply
 
     def run_on(self, waves: list[Wave], now: float) -> list[list[bytes]] | None:
         """Run waves in which one and the same session is alone with an ordinary token; as `run` for each of them.

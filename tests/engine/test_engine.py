@@ -46,6 +46,32 @@ def test_sessions_in_company_have_the_bits_of_their_whole_sequences(make: Make, 
         assert b"".join(probs[name]) == model.forward(xs).astype("<f4").tobytes()
 
 
+@pytest.mark.parametrize("vocabulary", [False, True])
+@pytest.mark.parametrize(
+    "layer", [{"kind": "rnn"}, {"kind": "rnn", "activation": "identity"}, {"kind": "gru"}, {"kind": "lstm"}]
+)
+def test_a_token_alone_moves_as_in_company(make: Make, layer: dict[str, Any], vocabulary: bool) -> None:
+    layers = [{"kind": "onehot"}, layer | {"size": 7}, {"kind": "dense", "size": V}]
+    together, alone = make(network(layers=layers, vocabulary=vocabulary)), make(network(layers=layers, vocabulary=vocabulary))
+    rng = np.random.default_rng(1)
+    for now in range(20):
+        pairs = [(f"s{i}", int(rng.integers(V))) for i in range(5)]
+        expected = together.step(pairs, now=now)
+        assert [alone.step([pair], now=now)[0] for pair in pairs] == expected
+        assert everything(alone) == everything(together)
+    assert alone.info("s3", now=30) == together.info("s3", now=30)
+
+
+def test_a_token_alone_that_would_overflow_moves_nothing(make: Make) -> None:
+    engine = make(relu())
+    engine.step([("s", 1)])
+    before = everything(engine)
+    with pytest.raises(NotFinite):
+        engine.step([("s", SPOILED)])
+    assert everything(engine) == before
+    assert engine.step([("s", 1)])[0].t == 2
+
+
 def test_tokens_of_one_session_in_one_call_are_applied_in_their_order(make: Make) -> None:
     model = network()
     engine = make(model)

@@ -22,6 +22,8 @@ def _steps(model: Network, states, inputs):
 def check_company(model: Network, tokens: list) -> None:
     """300 sessions through batches of every size, in random order and company, against each row alone, bit for bit.
 
+    And through the twin for one row, if the network has one.
+
     Their states are random with full mantissa: from zeros, the products of the recurrence would be zeros too.
 
     Args:
@@ -34,6 +36,10 @@ def check_company(model: Network, tokens: list) -> None:
     with one_thread():
         alone = [_steps(model, states[i : i + 1], inputs[i : i + 1]) for i in range(SESSIONS)]
         expected = [np.concatenate(bits) for bits in zip(*alone, strict=True)]
+        one = model.for_one()
+        for i in range(SESSIONS if one is not None else 0):
+            got = _steps(one, states[i], inputs[i] if inputs.ndim == 2 else inputs.item(i))
+            assert [some.tobytes() for some in got] == [bits[i].tobytes() for bits in expected], f"row {i} without the axis"
         for size in SIZES:
             order = rng.permutation(SESSIONS)
             for start in range(0, SESSIONS, size):
