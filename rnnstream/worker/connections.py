@@ -257,7 +257,7 @@ class Connections:
     def _heard(self, id: bytes, user: str, body: Message) -> Caller | None:
         """The first message of a connection. None: it does not count."""
         number = int(user.partition(" ")[2])
-        connection = self._open.get(_descriptor(body))
+        connection = self._open.get(descriptor(body))
         if connection is not None and (connection.number > number or connection.caller is not None):
             connection = None  # another one; that of this message has ended
         before, key = self._callers.get(id), _key(user)
@@ -324,7 +324,8 @@ def _key(user: str) -> str:
     return user.partition(" ")[0]
 
 
-def _descriptor(body: Message) -> int:
+def descriptor(body: Message) -> int:
+    """The connection that a frame came over; -1 if that cannot be said."""
     try:
         return int(body.get(zmq.SRCFD))
     except zmq.ZMQError:  # the connection was gone before ZeroMQ could look who it was

@@ -12,7 +12,8 @@ from rnnstream.engine.engine import Engine
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.replies import decode
 from rnnstream.worker.core import Core
-from rnnstream.worker.router import CHUNK_BODIES, CHUNK_BYTES, FIRST_BODIES, TURN_S, Router, socket_for
+from rnnstream.worker.reader import CHUNK_BYTES
+from rnnstream.worker.router import CHUNK_BODIES, FIRST_BODIES, FOR_EACH, TURN_S, Router, socket_for
 from tests.engine.models import network
 
 from .driving import pack, step
@@ -72,9 +73,9 @@ def test_turns_take_more_while_something_is_left_and_less_once_nothing_is(ends: 
     while left:
         taken.append(ends.turn())
         left -= taken[-1]
-    assert taken[:-1] == [16, 18, 20, 22, 24, 27, 30, 33, 37, 41, 46, 51, 57, 64, 72]
+    assert taken[:-1] == [16, 64, 80, 90, 101, 113, 127]  # four for each of the 16 that were in the first, and of all 20 then
     enough = ends.router._enough
-    assert enough == 81 - 81 // 8  # the last turn might have taken 81, and found fewer
+    assert enough == 142 - 142 // 8  # the last turn might have taken 142, and found fewer
     for peer in ends.peers:
         for _ in range(30):
             assert decode(peer.recv())[0]["t"] == 1
@@ -85,8 +86,8 @@ def test_turns_take_more_while_something_is_left_and_less_once_nothing_is(ends: 
         sizes.append(ends.router._enough)
         while ends.router.socket.poll(0):
             ends.turn()
-    assert sizes[:6] == [63, 56, 49, 43, 38, 34]
-    assert max(sizes[-10:]) <= PEERS + PEERS // 8 + 1
+    assert sizes[:5] == [110, 97, 85, 80, 80]
+    assert sizes[-10:] == [FOR_EACH * PEERS] * 10
 
 
 def test_requests_are_counted_and_not_bodies(ends: Ends) -> None:
@@ -94,14 +95,14 @@ def test_requests_are_counted_and_not_bodies(ends: Ends) -> None:
         peer.send(pack([step(f"{number} {i}", 1) for i in range(100)]))
     first = CHUNK_BYTES // len(pack([step("0 10", 1) for i in range(100)])) + 1
     assert ends.turn() == first * 100  # the first chunk, with which there were enough
-    assert ends.router._enough == FIRST_BODIES + FIRST_BODIES // 8
+    assert ends.router._enough == FOR_EACH * first
 
 
 def test_what_waits_already_takes_no_room_of_a_turn(ends: Ends) -> None:
     ends.peers[0].send(pack([step("deep", 1) for _ in range(512)]))
     assert ends.turn() == 512
     ends.send(30)
-    for expected in (16, 18, 20, 22, 24):
+    for expected in (16, 64, 80, 90):
         waiting = ends.router.core.waiting
         assert ends.turn() - waiting == expected
 
