@@ -70,14 +70,12 @@ class Engine(Turns):
             NotFinite: a token would have made its session's state NaN or infinite. That session, and its later tokens of
                 this call, were left out; the others have moved.
         """
-        self.check_want(want, surprisal)
         table, pairs = self.table, list(tokens)
-        if len(pairs) == 1 and self.moves_one and want == "argmax" and not surprisal:
-            [(name, x)] = pairs
-            row = table.rows.get(name)
-            prediction = None if row is None or not table.live[row] else self._move_one(row, self.model.input.token(x), now)
-            if prediction is not None:
-                return [prediction]
+        if len(pairs) == 1 and self.moves_one and (want == "argmax" or want == "none") and not surprisal:
+            found_one = self._move_one(*pairs[0], want, now)
+            if found_one is not None:
+                return [found_one]
+        self.check_want(want, surprisal)
         xs = self.model.input.tokens([x for _, x in pairs])
         rows: list[int] = []
         try:
@@ -102,16 +100,27 @@ class Engine(Turns):
                     table.free(row)
         return predictions
 
-    def _move_one(self, row: int, token: Any, now: float) -> Prediction | None:
-        """A token for an open session, the usual want; None where the state would not be finite."""
+    def _move_one(self, name: str, x: Any, want: str | int, now: float) -> Prediction | None:
+        """A token alone; None where there is more to it: its session is not open, or its state would not be finite."""
+        table = self.table
+        row = table.rows.get(name)
+        if row is None or not table.live[row]:
+            return None
+        [token] = self.model.input.tokens((x,))
         with one_thread():
             found = self.compute_one(row, token)
-        if found is None:
-            return None
-        state, t, y, p = found
+            if found is None:
+                return None
+            state, features = found
+            t = table.t.item(row) + 1
+            if want == "none":
+                prediction = Prediction(t)
+            else:
+                y, p = self.likely_one(features)
+                vocabulary = self.model.output.vocabulary
+                prediction = Prediction(t, y, p, vocabulary[y] if vocabulary else None)
         self.commit_one(row, state, t, now)
-        vocabulary = self.model.output.vocabulary
-        return Prediction(t, y, p, vocabulary[y] if vocabulary else None)
+        return prediction
 
     def _move_often(
         self, rows: list[int], tokens: list[Any], want: str | int, surprisal: bool, now: float

@@ -36,12 +36,17 @@ class Rows:
     Args:
         model: anything with the step-model interface.
         table: of sessions with states of this model.
+
+    Attributes:
+        moves_one: whether there are `compute_one` and `likely_one`.
     """
 
     def __init__(self, model: StepModel, table: Table) -> None:
         self.model = model
         self.table = table
-        self._one = model.for_one() if model.output.kind == "categorical" else None
+        one = model.for_one() if model.output.kind == "categorical" else None
+        self.moves_one = one is not None
+        self._one = one or model
         self._most_outputs = max(1, OUTPUT_BYTES // (model.output.size * model.dtype.itemsize))
 
     def check_want(self, want: str | int, surprisal: bool) -> None:
@@ -76,30 +81,23 @@ class Rows:
         index = np.array(rows, np.intp)
         return self._advance(index, self.table.states.take(index, axis=0), self.table.t.take(index), tokens)
 
-    @property
-    def moves_one(self) -> bool:
-        """Whether there is `compute_one`."""
-        return self._one is not None
+    def compute_one(self, row: int, token: Any) -> tuple[Array, Array] | None:
+        """A token for one open row; nothing is changed. Runs under `one_thread`.
 
-    def compute_one(self, row: int, token: Any) -> tuple[Array, int, int, float] | None:
-        """A token for one open row, and its most likely next one; nothing is changed. Runs under `one_thread`.
-
-        As `compute` and `most_likely` for a batch of one, with the same bits in half the time, where `moves_one` is true.
+        As `compute` for a batch of one, with the same bits in half the time, where `moves_one` is true.
 
         Returns:
-            The new state [S], which the next call may write to, the step count, the id and its probability. None if the
-            state would not be finite.
+            The new state [S] and the features [F], which the next call may write to. None if the state would not be finite.
         """
-        one, table = self._one, self.table
-        assert one is not None
-        state, features = one.advance(table.states[row], token)
-        if not math.isfinite(state.dot(state)):  # as below
-            return None
-        y, p = most_likely_of_one(one.head(features))
-        return state, table.t.item(row) + 1, y, p
+        state, features = self._one.advance(self.table.states[row], token)
+        return (state, features) if math.isfinite(state.dot(state)) else None  # as below
+
+    def likely_one(self, features: Array) -> tuple[int, float]:
+        """The most likely next token by what `compute_one` gave, and its probability. Runs under `one_thread`."""
+        return most_likely_of_one(self._one.head(features))
 
     def commit_one(self, row: int, state: Array, t: int, now: float) -> None:
-        """Make what `compute_one` gave count."""
+        """Make what `compute_one` gave count, as the session's step t."""
         self.table.states[row], self.table.t[row], self.table.moved_at[row] = state, t, now
 
     def compute_on(self, row: int, tokens: Sequence[Any]) -> Moves | None:

@@ -46,10 +46,12 @@ class _OneThread(contextlib.AbstractContextManager[None]):
         depth = getattr(_mine, "depth", 0)
         if not depth:
             with _lock:
+                now = [(library, library.get_num_threads()) for library in _libraries()]
                 if not _holders:
-                    _before[:] = [(library, library.get_num_threads()) for library in _libraries()]
-                for library in _libraries():  # also if held by another thread: some libraries keep a number for each
-                    _hold(library)
+                    _before[:] = now
+                for library, threads in now:  # also if held by another thread: some libraries keep a number for each
+                    if threads != 1:
+                        _hold(library)
                 _holders += 1
         _mine.depth = depth + 1
         self._quiet = np.errstate(all="ignore")  # the state is checked for NaN and infinity by whoever asked for the step
@@ -69,8 +71,6 @@ class _OneThread(contextlib.AbstractContextManager[None]):
 
 
 def _hold(library: Any) -> None:
-    if library.get_num_threads() == 1:
-        return
     _set_threads(library, 1)
     if library.get_num_threads() != 1:
         raise RuntimeError(f"{library.filepath} uses {library.get_num_threads()} threads and cannot be held to 1.")

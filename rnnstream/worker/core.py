@@ -128,7 +128,10 @@ class Core:
         """
         wave = self._intake.waves.take()
         if wave.rows and wave.plain and not self._holding:  # the usual case, and all that it takes
-            out = list(self._deliver(wave, self._run(wave, now)))
+            replies = self._run(wave, now)
+            for place, number in wave.ids.items():
+                replies[place] = wire.with_id(replies[place], number)
+            out = list(zip(wave.addresses, replies, strict=True))
             self._answered = [(len(out), now if self._began is None else self._began)]
             self._began = None
             self._answers.rested()

@@ -194,9 +194,13 @@ class Waves:
 
     def done(self, wave: Wave) -> list[int]:
         """Its requests wait no more; the rows that may have nothing left to wait for."""
-        waiting, idle = self.waiting, []
+        waiting = self.waiting
         for row in wave.rows:
             waiting[row] -= 1
+        if wave.plain:
+            self.count -= len(wave.rows)
+            return []
+        idle = []
         for row in wave.body_rows:
             waiting[row] -= 1
         for row, *_ in wave.numbered:

@@ -127,9 +127,9 @@ class Router:
         # When a session has come again, the wave with that runs before anything else is read: as long as its reply is held
         # back, all else of its connection takes the long way in, and an overload would never end.
         again, self._again = self._again, False
-        if core.full or (again and before):
+        if before and (again or core.full):
             return clock()
-        addresses, bodies, more = self._drain(FIRST_BODIES, wait=True)
+        addresses, bodies, more = self._drain(FIRST_BODIES, wait=not before)
         peers = set(addresses)
         self._alone = len(bodies) == 1
         now = clock()
@@ -198,8 +198,7 @@ class Router:
             outbox.send(living, now)
 
     def _drain(self, most: int, *, wait: bool = False) -> tuple[list[Address], list[Body], bool]:
-        """Some of what has arrived, and whether there may be more. May wait for something, if there is nothing else to do."""
-        wait = wait and not self.core.waiting
+        """Some of what has arrived, and whether there may be more. May wait for something."""
         if wait and self.outbox:  # somebody may have begun to read again
             if not self.socket.poll(int(RETRY_S * 1000)):
                 return [], [], False

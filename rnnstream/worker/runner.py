@@ -70,13 +70,15 @@ class Runner:
     def _run_one(self, wave: Wave, now: float) -> bytes | None:
         """`run` for an ordinary token that came alone, and is alone: the reply. None where it takes the way of batches."""
         engine, row = self.engine, wave.rows[0]
+        t = engine.table.t.item(row) + 1
         try:
             found = engine.compute_one(row, wave.xs[0])
-        except Exception:  # said of the batch
+            if found is None or t > wire.STEP_T:
+                return None
+            state, features = found
+            y, p = engine.likely_one(features)
+        except Exception:  # which the batch will raise again
             return None
-        if found is None or found[1] > wire.STEP_T:
-            return None
-        state, t, y, p = found
         reply = wire.step_reply(engine.table.names[row].encode(), t, y, p, self._labels)  # type: ignore[union-attr]
         engine.commit_one(row, state, t, now)
         self.stats.batch(1, 1)
