@@ -79,7 +79,7 @@ class Rows:
     def compute(self, rows: Sequence[int], tokens: Sequence[Any]) -> Moves:
         """One token for each of these open rows, each row at most once; nothing is changed. Runs under `one_thread`."""
         index = np.array(rows, np.intp)
-        return self._advance(index, self.table.states.take(index, axis=0), self.table.t.take(index), tokens)
+        return self._advance(index, self.table.states.take(index, axis=0), self.table.t[index], tokens)
 
     def compute_one(self, row: int, token: Any) -> tuple[Array, Array] | None:
         """A token for one open row; nothing is changed. Runs under `one_thread`.

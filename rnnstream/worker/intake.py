@@ -100,7 +100,12 @@ class Intake:
         wave, self._now, most = self.waves.first(), now, self._limits.waiting
         self._refusals.begin()
         again = False
-        wave_row, wave_x, wave_address = wave.rows.append, wave.xs.append, wave.addresses.append
+        wave_row, wave_x, wave_name, wave_address = (
+            wave.rows.append,
+            wave.xs.append,
+            wave.names.append,
+            wave.addresses.append,
+        )
         before = len(wave.rows)
         arrivals: Iterable[tuple[Address, Any, Any]] = zip(addresses, bodies, users or repeat(""), strict=False)
         if users is not None and (self._standing.rates is not None or None in users):
@@ -139,6 +144,7 @@ class Intake:
                     waiting[row] = 1
                     wave_row(row)
                     wave_x(x)
+                    wave_name(session)
                     wave_address(address)
                     continue
             except Exception:  # not the ordinary token of an open session: `_take_body` finds out what it is and says so
@@ -216,11 +222,12 @@ class Intake:
                         if turn != run_turn or place != run_place:  # not the neighbour of the one before
                             wave = waves.at(turn)
                             wave.runs.append((len(wave.body_rows), body, place))
-                            wave_row, wave_x = wave.body_rows.append, wave.body_xs.append
+                            wave_row, wave_x, wave_name = wave.body_rows.append, wave.body_xs.append, wave.body_names.append
                             run_turn = turn
                         run_place = place + 1
                         wave_row(row)
                         wave_x(x)
+                        wave_name(session)
                         if keys == 3:
                             body.ids[place] = item["id"]
                         waiting[row] = turn + 1

@@ -73,10 +73,12 @@ class Wave:
 
     Attributes:
         rows, xs, addresses: of the tokens that came alone.
+        names: what their sessions are called, as the requests had it: to look it up by row costs a cache miss, where there are
+            many sessions.
         ids: the ids of those that have one, by their place in these lists.
         marks: the numbers of those that have one: (place in these lists, producer, n, the producer's id), judged when they
             came.
-        body_rows, body_xs: of the tokens of bodies.
+        body_rows, body_xs, body_names: of the tokens of bodies.
         runs: where their replies go: (start, body, place) says that those from `start` to the next run's start are the
             replies from `place` on in that body.
         numbered: the numbered tokens of bodies, to be judged when the wave runs.
@@ -84,16 +86,32 @@ class Wave:
         answers: the replies to those, once they have been carried out: (body, place, reply).
     """
 
-    __slots__ = ("addresses", "answers", "body_rows", "body_xs", "ids", "marks", "numbered", "others", "rows", "runs", "xs")
+    __slots__ = (
+        "addresses",
+        "answers",
+        "body_names",
+        "body_rows",
+        "body_xs",
+        "ids",
+        "marks",
+        "names",
+        "numbered",
+        "others",
+        "rows",
+        "runs",
+        "xs",
+    )
 
     def __init__(self) -> None:
         self.rows: list[int] = []
         self.xs: list[int] = []
+        self.names: list[str] = []
         self.addresses: list[Address] = []
         self.ids: dict[int, int] = {}
         self.marks: list[Mark] = []
         self.body_rows: list[int] = []
         self.body_xs: list[int] = []
+        self.body_names: list[str] = []
         self.runs: list[tuple[int, Body, int]] = []
         self.numbered: list[Numbered] = []
         self.others: list[tuple[int, Request, Body, int]] = []
@@ -221,8 +239,8 @@ class Waves:
         for turn, wave in enumerate(self._waves):
             rows = wave.all_rows()
             assert len(set(rows)) == len(rows) == len(wave)
-            assert len(wave.rows) == len(wave.xs) == len(wave.addresses)
-            assert len(wave.body_rows) == len(wave.body_xs)
+            assert len(wave.rows) == len(wave.xs) == len(wave.names) == len(wave.addresses)
+            assert len(wave.body_rows) == len(wave.body_xs) == len(wave.body_names)
             assert turn < len(self._waves) - 1 or not turn or rows
         assert all(self.waiting[row] for row in self.closing)
 

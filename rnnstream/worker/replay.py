@@ -176,6 +176,7 @@ class Replay:
             if at is None:
                 wave.body_rows.append(row)
                 wave.body_xs.append(x)
+                wave.body_names.append(str(name))
             else:
                 wave.numbered.append((row, x, batch.producers[at], batch.ns[at], batch.acks[at], body, place))
             waves.waiting[row] = turn + 1

@@ -65,7 +65,7 @@ class Runner:
         try:
             return self._step(wave, rows, steps, now) if rows or steps else []
         except Exception:
-            return self._failed(wave, rows, steps)
+            return self._failed(wave, steps)
 
     def _run_one(self, wave: Wave, now: float) -> bytes | None:
         """`run` for an ordinary token that came alone, and is alone: the reply. None where it takes the way of batches."""
@@ -79,7 +79,7 @@ class Runner:
             y, p = engine.likely_one(features)
         except Exception:  # which the batch will raise again
             return None
-        reply = wire.step_reply(engine.table.names[row].encode(), t, y, p, self._labels)  # type: ignore[union-attr]
+        reply = wire.step_reply(wave.names[0].encode(), t, y, p, self._labels)
         engine.commit_one(row, state, t, now)
         self.stats.batch(1, 1)
         if wave.marks:
@@ -106,7 +106,7 @@ class Runner:
             moves = engine.compute_on(row, xs)
             if moves is None:
                 return None
-            replies = self._plain_replies(moves, [row] * len(waves))
+            replies = self._plain_replies(moves, self._sessions(waves[0]) * len(waves))
         except Exception:
             return None
         engine.commit(moves.behind(len(waves) - 1), now)
@@ -124,11 +124,7 @@ class Runner:
             error: for each request.
             replies: of `run`, if it has; the rows may be those of other sessions by now.
         """
-        if replies is None:
-            rows = [*wave.rows, *wave.body_rows, *(row for row, *_ in wave.numbered)]
-            sessions = [str(self.engine.table.names[row]) for row in rows]
-        else:
-            sessions = [wire.decode(reply)[0]["session"] for reply in replies]
+        sessions = self._sessions(wave) if replies is None else [wire.decode(reply)[0]["session"] for reply in replies]
         answered = None if replies is None else {(id(body), place) for body, place, _ in wave.answers}
         wave.answers = [
             (body, place, self._answers.refused(error, whose(request)))
@@ -136,6 +132,11 @@ class Runner:
             if answered is None or (id(body), place) in answered  # else it is a peek that goes on
         ]
         return [self._answers.refused(error, {"session": session}) for session in sessions]
+
+    def _sessions(self, wave: Wave) -> list[str]:
+        """What the sessions of a wave's ordinary tokens are called."""
+        names = self.engine.table.names
+        return [*wave.names, *wave.body_names, *(str(names[row]) for row, *_ in wave.numbered)]
 
     def _judge_numbered(self, wave: Wave) -> None:
         """Leave in a wave's numbered tokens those that are their producer's next; the rest is looked at one by one."""
@@ -205,7 +206,8 @@ class Runner:
             rows = rows + [row for row, *_ in steps]
             xs += [request.x for _, request, *_ in steps]
         moves = engine.compute(rows, xs)
-        replies = self._plain_replies(moves, plain) if plain else []
+        sessions = self._sessions(wave)
+        replies = self._plain_replies(moves, sessions) if plain else []
         answers = self._predicted(moves, len(plain), steps) if steps else []
         engine.commit(moves, now)
         bad = () if moves.good is None else (~moves.good).nonzero()[0].tolist()
@@ -214,7 +216,7 @@ class Runner:
         for place in bad:
             row, error = rows[place], engine.not_finite(rows[place])
             if place < len(plain):
-                replies[place] = self._answers.refused(error, {"session": str(engine.table.names[row])})
+                replies[place] = self._answers.refused(error, {"session": sessions[place]})
             else:
                 _, request, opened, body, at = steps[place - len(plain)]
                 if opened:
@@ -263,17 +265,16 @@ class Runner:
             if place not in bad:
                 self.engine.keep(row, producer, n, x, replies[place], ack, now)
 
-    def _plain_replies(self, moves: Moves, rows: list[int]) -> list[bytes]:
-        """The ordinary replies to the first tokens of a batch."""
+    def _plain_replies(self, moves: Moves, names: list[str]) -> list[bytes]:
+        """The ordinary replies to the first tokens of a batch, those of these sessions."""
         model = self.engine.model
         ids: list[int] = []
         ps: list[float] = []
-        for part in self.engine.parts(len(rows)):
+        for part in self.engine.parts(len(names)):
             some_ids, some_ps = most_likely(model.head(moves.features[part]))
             ids += some_ids.tolist()
             ps += some_ps.tolist()
-        ts, names = moves.ts[: len(rows)].tolist(), self.engine.table.names
-        sessions = [names[row].encode() for row in rows]  # type: ignore[union-attr]
+        ts, sessions = moves.ts[: len(names)].tolist(), [name.encode() for name in names]
         try:
             return wire.step_replies(sessions, ts, ids, ps, self._labels)
         except struct.error:  # a t beyond 32 bits
@@ -298,12 +299,13 @@ class Runner:
             prediction.opened = opened
         return [self._answers.step(request.session, found) for request, found in zip(requests, predictions, strict=True)]
 
-    def _failed(self, wave: Wave, rows: list[int], steps: list[Step]) -> list[bytes]:
+    def _failed(self, wave: Wave, steps: list[Step]) -> list[bytes]:
         """A bug in a step, the exception being handled: none of the wave's tokens has counted, and each is told so."""
-        log.exception("a wave of %d tokens failed", len(rows) + len(steps))
+        sessions = self._sessions(wave)
+        log.exception("a wave of %d tokens failed", len(sessions) + len(steps))
         table, internal = self.engine.table, self._answers.internal
         for row, request, opened, body, place in steps:
             if opened and table.live[row]:
                 table.withdraw(row)
             wave.answer(body, place, internal(whose(request), logged=True))
-        return [internal({"session": str(table.names[row])}, logged=True) for row in rows]
+        return [internal({"session": session}, logged=True) for session in sessions]
