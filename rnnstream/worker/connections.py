@@ -28,7 +28,7 @@ from typing import Protocol
 import zmq
 
 from rnnstream.engine.numbering import SHARE
-from rnnstream.worker.queue import Address, routing_id
+from rnnstream.worker.order import Address, routing_id
 
 log = logging.getLogger("rnnstream.worker")
 

@@ -19,12 +19,13 @@ from rnnstream.wire.limits import Limits
 from rnnstream.worker.answers import Answers
 from rnnstream.worker.intake import Intake
 from rnnstream.worker.keeper import Keeper
+from rnnstream.worker.order import Address
 from rnnstream.worker.peeks import Peeks
-from rnnstream.worker.queue import Address, Wave
 from rnnstream.worker.quotas import Quotas
 from rnnstream.worker.replay import Replay
 from rnnstream.worker.runner import Runner
 from rnnstream.worker.stats import Stats
+from rnnstream.worker.waves import Wave
 
 log = logging.getLogger("rnnstream.worker")
 

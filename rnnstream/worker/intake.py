@@ -20,10 +20,11 @@ from rnnstream.wire.limits import Limits
 from rnnstream.wire.requests import MOST_KEYS, OPS, Request, decode, parse, readable
 from rnnstream.worker.answers import SPARE_BYTES, Answers, echo, reply_bytes
 from rnnstream.worker.keeper import Keeper
-from rnnstream.worker.queue import Address, Body, Order, Wave, Waves, routing_id
+from rnnstream.worker.order import Address, Body, Order, routing_id
 from rnnstream.worker.quotas import Quotas
 from rnnstream.worker.refusals import Refusals
 from rnnstream.worker.standing import Standing
+from rnnstream.worker.waves import Wave, Waves
 
 MOST_WAITING = 65_536  # requests: beyond them nothing is read, and ZeroMQ and TCP hold the producers back
 MOST_HELD_BYTES = 128 << 20  # of replies that wait behind others of their connection: likewise; four times what is next

@@ -20,9 +20,9 @@ from rnnstream.store.interface import Opened, Saved, Store, Write
 from rnnstream.store.records import Batch, pack_entry
 from rnnstream.worker.arrears import Arrears
 from rnnstream.worker.forgetting import Forgetting
-from rnnstream.worker.queue import Wave
 from rnnstream.worker.residence import Residence
 from rnnstream.worker.saving import packed, saved_row, unpacked
+from rnnstream.worker.waves import Wave
 
 log = logging.getLogger("rnnstream.worker")
 

@@ -15,7 +15,7 @@ from functools import partial
 
 import zmq
 
-from rnnstream.worker.queue import Address, routing_id
+from rnnstream.worker.order import Address, routing_id
 
 log = logging.getLogger("rnnstream.worker")
 

@@ -7,7 +7,7 @@ from rnnstream.engine.moves import Peek
 from rnnstream.errors import RequestError
 from rnnstream.wire.requests import Request
 from rnnstream.worker.answers import Answers, whose, with_echo
-from rnnstream.worker.queue import Body
+from rnnstream.worker.order import Body
 from rnnstream.worker.refusals import busy
 
 MOST_PEEKS = 64  # at a time, each with a state of its own; a wave takes so many rows more

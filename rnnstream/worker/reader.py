@@ -26,7 +26,7 @@ import zmq
 
 from rnnstream.wire.limits import ENVELOPE_FRAME_BYTES, ENVELOPE_FRAMES
 from rnnstream.worker.connections import OWN_ID_BYTES, descriptor
-from rnnstream.worker.queue import Address, routing_id
+from rnnstream.worker.order import Address, routing_id
 
 log = logging.getLogger("rnnstream.worker")
 

@@ -8,7 +8,7 @@ from rnnstream.errors import Busy, RequestError
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.requests import readable
 from rnnstream.worker.answers import Answers
-from rnnstream.worker.queue import Body
+from rnnstream.worker.order import Body
 
 RETRY_MS = 50  # what `busy` asks for: longer than a full queue takes
 

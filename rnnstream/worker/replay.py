@@ -12,9 +12,10 @@ from rnnstream.store.records import Batch, unpack_entry
 from rnnstream.wire.requests import Request
 from rnnstream.worker.intake import Intake
 from rnnstream.worker.keeper import REBUILDING, Keeper
-from rnnstream.worker.queue import Body, Wave, Waves
+from rnnstream.worker.order import Body
 from rnnstream.worker.runner import Runner
 from rnnstream.worker.saving import unpacked
+from rnnstream.worker.waves import Wave, Waves
 
 CHUNK = 20_000  # steps of the journal that are sorted into waves at a time: those of different sessions make one batch
 

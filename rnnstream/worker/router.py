@@ -14,8 +14,8 @@ import zmq
 from rnnstream.worker.connections import Connections
 from rnnstream.worker.core import Core
 from rnnstream.worker.intake import MOST_WAITING
+from rnnstream.worker.order import Address
 from rnnstream.worker.outbox import RETRY_S, Outbox
-from rnnstream.worker.queue import Address
 from rnnstream.worker.reader import Body, Reader
 
 log = logging.getLogger("rnnstream.worker")

@@ -19,9 +19,10 @@ from rnnstream.wire.requests import Request
 from rnnstream.worker.answers import Answers, whose, with_echo
 from rnnstream.worker.intake import Intake
 from rnnstream.worker.keeper import Keeper
+from rnnstream.worker.order import Body
 from rnnstream.worker.peeks import Peeks
-from rnnstream.worker.queue import Body, Mark, Numbered, Wave
 from rnnstream.worker.stats import Stats
+from rnnstream.worker.waves import Mark, Numbered, Wave
 
 log = logging.getLogger("rnnstream.worker")
 

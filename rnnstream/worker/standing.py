@@ -13,7 +13,7 @@ from collections.abc import Callable
 from rnnstream.errors import BadRequest, Denied, RequestError
 from rnnstream.names import Owned
 from rnnstream.wire.requests import Request
-from rnnstream.worker.queue import Order
+from rnnstream.worker.order import Order
 from rnnstream.worker.quotas import Quotas, Rates
 from rnnstream.worker.refusals import busy
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rnnstream.names import named, owner_of
 from rnnstream.wire.replies import decode
-from rnnstream.worker.queue import Address, routing_id
+from rnnstream.worker.order import Address, routing_id
 from tests.engine.models import HUGE, SPOILED
 
 from .driving import Driver, Reply, pack

@@ -7,7 +7,7 @@ import pytest
 
 from rnnstream.model.blas import one_thread
 from rnnstream.model.step import StepModel
-from rnnstream.worker import queue
+from rnnstream.worker import waves
 
 from .driving import Driver
 
@@ -15,7 +15,7 @@ from .driving import Driver
 @pytest.fixture
 def a_wave_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several waves of one session do not run in one turn, for tests that count by turns what waits, or the time."""
-    monkeypatch.setattr(queue, "RUN", 1)
+    monkeypatch.setattr(waves, "RUN", 1)
 
 
 @pytest.fixture

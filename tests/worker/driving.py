@@ -13,7 +13,7 @@ from rnnstream.model.step import StepModel
 from rnnstream.wire.limits import Limits
 from rnnstream.wire.replies import decode
 from rnnstream.worker.core import Core
-from rnnstream.worker.queue import Address, routing_id
+from rnnstream.worker.order import Address, routing_id
 
 Reply = dict[str, Any]
 

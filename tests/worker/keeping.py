@@ -23,7 +23,7 @@ from rnnstream.wire.limits import Limits
 from rnnstream.wire.replies import decode
 from rnnstream.worker.core import Core
 from rnnstream.worker.keeper import JOURNAL_TOKENS, Keeper
-from rnnstream.worker.queue import Address
+from rnnstream.worker.order import Address
 
 from .driving import Driver, Reply
 

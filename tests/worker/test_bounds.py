@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rnnstream.wire.limits import Limits
-from rnnstream.worker import queue
+from rnnstream.worker import order
 from tests.engine.models import network
 
 from .driving import Driver, codes, pack, step
@@ -185,7 +185,7 @@ def test_a_connection_that_goes_on_though_it_is_busy_is_cut_off(drive: Drive, mo
 
 
 def test_what_waited_behind_a_slow_answer_leaves_a_part_a_turn(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue, "LEAVING", 10)
+    monkeypatch.setattr(order, "LEAVING", 10)
     driver = drive(network())
     driver.handle((A, [step("s", 1)] * 3), *((A, [{"op": "ping"}]) for _ in range(35)), (B, [step("t", 1)] * 3))
     driver.handle()

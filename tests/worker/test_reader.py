@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 from rnnstream.wire.limits import ENVELOPE_FRAME_BYTES, ENVELOPE_FRAMES
-from rnnstream.worker.queue import routing_id
+from rnnstream.worker.order import routing_id
 from rnnstream.worker.reader import CHUNK_BYTES, NEAR, Reader
 from rnnstream.worker.router import socket_for
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rnnstream.model.step import StepModel
-from rnnstream.worker import queue
-from rnnstream.worker.queue import RUN
+from rnnstream.worker import waves
+from rnnstream.worker.waves import RUN
 from tests.engine.models import HUGE, SPOILED, V, network, relu
 
 from .driving import Driver, codes, step
@@ -79,7 +79,7 @@ def test_it_is_the_same_as_a_wave_a_turn(drive: Drive, monkeypatch: pytest.Monke
     ]
     found = []
     for run in (RUN, 1):
-        monkeypatch.setattr(queue, "RUN", run)
+        monkeypatch.setattr(waves, "RUN", run)
         driver = drive(relu())
         driver.ask(step("s", 1), step("r", 2))
         for body in bodies:

@@ -12,7 +12,7 @@ import pytest
 from rnnstream.engine.numbering import Numbering
 from rnnstream.names import named, owner_of
 from rnnstream.wire.limits import Limits
-from rnnstream.worker.queue import routing_id
+from rnnstream.worker.order import routing_id
 from tests.engine.models import HUGE, SPOILED, V, relu
 
 from .driving import Driver, Reply, pack
