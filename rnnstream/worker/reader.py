@@ -68,7 +68,7 @@ class Reader:
         """
         addresses: list[Address] = []
         bodies: list[Body] = []
-        recv, bare, last = self._recv, self._bare, most - 1
+        recv, recv_frame, bare, last = self._recv, self._recv_frame, self._bare, most - 1
         size, trusted, more = 0, False, True
         started = time.perf_counter() if wait and alone else 0.0
         flags = READ if wait else READ_NOW
@@ -83,10 +83,16 @@ class Reader:
                     size += len(body)
                     trusted = True
                     continue
-                before = None
                 if trusted and address not in bare and address not in self._enveloped:
-                    before = addresses.pop(), bodies.pop()
-                for whence, body in self._look(address, before):
+                    found = self._look(address, addresses.pop(), bodies.pop())
+                    addresses += [whence for whence, _ in found]
+                    bodies += [body for _, body in found]
+                    body = bodies[-1]
+                else:
+                    whence: Address = address
+                    body = recv_frame(READ_NOW, False)
+                    if body.more or address not in bare:
+                        whence, body = self._whole([address], body)
                     addresses.append(whence)
                     bodies.append(body)
                 size += len(body)
@@ -106,27 +112,24 @@ class Reader:
             addresses, bodies = [a for a, _ in kept], [b for _, b in kept]
         return addresses, bodies, more
 
-    def _look(self, frame: bytes, before: tuple[Address, Body] | None) -> list[tuple[Address, Body]]:
-        """The message that begins with this frame.
+    def _look(self, frame: bytes, address: Address, body: Body) -> list[tuple[Address, Body]]:
+        """A frame behind a message that was not looked at, which is no routing id that is known: more of it, or a new one.
 
         Args:
-            frame: the first one, which was read.
-            before: the message before, if that was not looked at and this frame is no routing id that is known: it is more of
-                that one, or the routing id of somebody new.
+            frame: which was read.
+            address: of the message before.
+            body: of it.
 
         Returns:
-            The message; behind the one before, if there is one and this is not more of it.
+            That message as it was sent; or that message, and the one that the frame begins.
         """
-        if before is None:
-            return [self._whole([frame], self._recv_frame(READ_NOW, False))]
-        address, body = before
         assert isinstance(address, bytes)
         if self._socket.getsockopt(zmq.RCVMORE):
             following = self._recv_frame(READ_NOW, False)
             if descriptor(following) != self._bare[address]:
-                return [before, self._whole([frame], following)]
+                return [(address, body), self._whole([frame], following)]
             if self._near(frame):  # somebody new, with the descriptor of a connection that has ended; or else a lucky guess
-                return [before, self._whole([frame], following, met=False)]
+                return [(address, body), self._whole([frame], following, met=False)]
             frames = [address, bytes(body), frame]
         else:
             frames, following = [address, bytes(body)], zmq.Frame(frame)

@@ -135,7 +135,7 @@ class Router:
         now = clock()
         self._hand_on(addresses, bodies, now)
         if more:
-            if self._flooded(addresses, now):
+            if self._flooded(addresses, len(peers), now):
                 return now
             turn_ends = now + TURN_S
             while more and not core.again and now < turn_ends and not core.full:
@@ -154,12 +154,14 @@ class Router:
         self._enough = min(max(enough, FIRST_BODIES, FOR_EACH * len(peers)), MOST_WAITING)
         return now
 
-    def _flooded(self, addresses: list[Address], now: float) -> bool:
-        """Whether most of a chunk comes from one connection that is not alone."""
-        shares = Counter(addresses).values()
-        if len(shares) > 1:
+    def _flooded(self, addresses: list[Address], peers: int, now: float) -> bool:
+        """Whether most of a chunk from so many peers comes from one connection that is not alone."""
+        if peers > 1:
             self._company_until = now + COMPANY_S
-        return now < self._company_until and 2 * max(shares, default=0) > len(addresses)
+        most = len(addresses) - peers + 1  # that one of them can have sent
+        if now >= self._company_until or 2 * most <= len(addresses):
+            return False
+        return 2 * max(Counter(addresses).values()) > len(addresses)
 
     def _turn(self, now: float) -> None:
         """Have the core run a wave, and send what it answers."""
