@@ -87,7 +87,7 @@ class Rows:
         As `compute` for a batch of one, with the same bits in half the time, where `moves_one` is true.
 
         Returns:
-            The new state [S] and the features [F], which the next call may write to. None if the state would not be finite.
+            The new state [S] and the features [F]. None if the state would not be finite.
         """
         state, features = self._one.advance(self.table.states[row], token)
         return (state, features) if math.isfinite(state.dot(state)) else None  # as below

@@ -40,14 +40,14 @@ class StepLayer(ABC):
         """One token for each row: the new states and the outputs. The arguments stay as they are."""
 
     def for_one(self) -> Self:
-        """A twin that takes one row at a time, without the axis B; where `takes_one` is true.
+        """A twin that takes one row at a time, without the axis B: the same bits with half as many of NumPy's calls.
 
-        It gives the same bits with half as many of NumPy's calls, in arrays that its next step may write to.
+        Only where `takes_one` is true.
         """
         twin = copy.copy(self)
         for name, part in vars(self).items():
             if isinstance(part, Product | Affine | Columns):
-                setattr(twin, name, part.for_one())
+                setattr(twin, name, part.one)
         return twin
 
 
@@ -74,15 +74,11 @@ class Affine:
         z += self.b
         return z
 
-    def for_one(self) -> Transform:  # [K] -> [N]
-        """See `Product.for_one`."""
-        product, b, add = self.product.for_one(), self.b, np.add
-
-        def one(x: Array) -> Array:
-            z = product(x)
-            return add(z, b, z)
-
-        return one
+    def one(self, x: Array) -> Array:  # [K] -> [N]
+        """Of one row; see `Product.one`."""
+        z = self.product.one(x)
+        z += self.b
+        return z
 
 
 class Columns:
@@ -95,9 +91,10 @@ class Columns:
         """Of ids."""
         return self.columns.take(ids, axis=0)
 
-    def for_one(self) -> Transform:  # an id -> [N]
-        """For one id at a time."""
-        return self.columns.__getitem__
+    def one(self, id: Any) -> Array:  # -> [N]
+        """Of one id: a view of its column."""
+        column: Array = self.columns[id]
+        return column
 
 
 class Embedding(StepLayer):

@@ -126,7 +126,8 @@ class Network(StepModel):
 
     def for_one(self) -> Network | None:
         """For one row at a time, where there is a recurrence and all layers have a twin for that."""
-        if not self._split or not all(stage.layer is None or stage.layer.takes_one for stage in self._stages):
+        own = type(self).advance is Network.advance and type(self).head is Network.head
+        if not own or not self._split or not all(stage.layer is None or stage.layer.takes_one for stage in self._stages):
             return None
         twin = copy.copy(self)
         twin._take([stage._replace(layer=stage.layer and stage.layer.for_one()) for stage in self._stages])

@@ -52,10 +52,6 @@ class Runner:
 
     def run(self, wave: Wave, now: float) -> list[bytes]:
         """Run a wave: the replies to its ordinary tokens; those to its other requests are its `answers` then."""
-        if self._one and len(wave.rows) == 1 and wave.plain:
-            reply = self._run_one(wave, now)
-            if reply is not None:
-                return [reply]
         steps: list[Step] = []
         rows = wave.rows + wave.body_rows
         if wave.numbered:
@@ -64,6 +60,10 @@ class Runner:
         if wave.others:
             self._carry_out_all(wave, steps, now)
         try:
+            if self._one and len(wave.rows) == 1 and wave.plain:
+                reply = self._run_one(wave, now)
+                if reply is not None:
+                    return [reply]
             return self._step(wave, rows, steps, now) if rows or steps else []
         except Exception:
             return self._failed(wave, steps)
@@ -72,14 +72,11 @@ class Runner:
         """`run` for an ordinary token that came alone, and is alone: the reply. None where it takes the way of batches."""
         engine, row = self.engine, wave.rows[0]
         t = engine.table.t.item(row) + 1
-        try:
-            found = engine.compute_one(row, wave.xs[0])
-            if found is None or t > wire.STEP_T:
-                return None
-            state, features = found
-            y, p = engine.likely_one(features)
-        except Exception:  # which the batch will raise again
+        found = engine.compute_one(row, wave.xs[0])
+        if found is None or t > wire.STEP_T:
             return None
+        state, features = found
+        y, p = engine.likely_one(features)
         reply = wire.step_reply(wave.names[0].encode(), t, y, p, self._labels)
         engine.commit_one(row, state, t, now)
         self.stats.batch(1, 1)
