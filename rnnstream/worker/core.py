@@ -128,14 +128,13 @@ class Core:
             with whatever came meanwhile taken in before. With a store, nothing leaves that it does not keep.
         """
         wave = self._intake.waves.take()
-        if wave.rows and wave.plain and not self._holding:  # the usual case, and all that it takes
+        if wave.rows and wave.plain and self._keeper is None and not self._intake.order.held:  # the usual case
             replies = self._run(wave, now)
             for place, number in wave.ids.items():
                 replies[place] = wire.with_id(replies[place], number)
             out = list(zip(wave.addresses, replies, strict=True))
             self._answered = [(len(out), now if self._began is None else self._began)]
             self._began = None
-            self._answers.rested()
             return out
         self._answered = []
         if wave:
@@ -163,11 +162,6 @@ class Core:
             out += [(body.address, body.joined()) for body in finished]
         self._answers.rested()
         return out
-
-    @property
-    def _holding(self) -> bool:
-        """Whether there is more to a turn than its wave: a store, peeks, or replies that wait for others."""
-        return self._keeper is not None or bool(self._peeks.under_way or self._intake.order.held)
 
     def _expire(self, now: float, idle_s: float) -> None:
         keeper = self._keeper

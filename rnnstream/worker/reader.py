@@ -5,13 +5,14 @@ follows takes as long as to read it: half a microsecond of the five that a token
 messages have been bodies alone is taken to be one too. Only the last message of a chunk is always looked at: a chunk ends
 where a message ends.
 
-Where a message has more frames after all, the next of them is read in the place of a routing id. It is told from the routing
-id of a new connection: those are numbered in their order, from where nobody can guess, and what follows one was sent by another
-connection. The message is put together then as it was sent, and from there on each is looked at.
+Where a message has more frames after all, the next of them is read in the place of a routing id. It is told from that of a new
+connection: what follows one was sent by another connection, and ZeroMQ numbers its routing ids in their order, from where
+nobody can guess. The message is put together then as it was sent, and from there on each is looked at. So it is as soon as
+anybody has a routing id of his own choice: others could know it.
 
-What a forged frame could do is to pass for the routing id of another connection, which would get a reply too many and take
-each for the next one's. For that it has to be the number of one, out of 4,294,967,296, and no peer knows even its own. The
-first guess that is wrong is noticed, and there is no second one.
+What a forged frame could do is to pass for the routing id of another connection, which would get a reply too many, or lose
+one. For that it has to be its number, out of 4,294,967,296, and no peer knows even its own. The first guess that is wrong is
+noticed, and there is no second one.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ log = logging.getLogger("rnnstream.worker")
 CHUNK_BYTES = 16 << 10
 WAITED_S = 10e-6  # a blocking read that took longer has waited: nothing else was there, as a rule
 READ, READ_NOW = 0, int(zmq.NOBLOCK)  # flags of a read: plain numbers, for an enumeration's cost as much as the call
-NEAR = 1 << 13  # what is so near to the routing id met last can be one: seldom do more connections come between two that speak
+NEAR = 1 << 16  # beyond the newest routing id that was met: no more connections are made before one of them speaks
 PEERS = 10_000  # that are remembered; beyond, all are met anew
 
 Body = Any  # bytes, or a zmq.Frame
@@ -45,18 +46,19 @@ class Reader:
     Args:
         socket: a ROUTER.
         cut: routing ids of those whose messages are passed over.
-        frames: give every body as a frame, for whoever asks it for its properties.
+        first: the first routing id that ZeroMQ has made for this socket. None: every message is looked at, and every body is a
+            frame, for whoever asks it for its properties.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], cut: Container[bytes], *, frames: bool) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], cut: Container[bytes], *, first: bytes | None = None) -> None:
         self._socket, self._cut = socket, cut
         # The sugar around recv() costs as much again as the call.
         self._recv: Callable[..., bytes] = partial(zmq.backend.Socket.recv, socket)
         self._recv_frame: Callable[..., zmq.Frame] = partial(zmq.backend.Socket.recv, socket)  # type: ignore[assignment]
-        self._trusting = not frames
-        self._bare: dict[bytes, int] = {}  # peers whose messages have been bodies alone, and their descriptors
-        self._enveloped: set[bytes] = set()  # the other ones
-        self._newest = 0  # number in the routing id that was met last
+        self._trusting = first is not None
+        self._bare: dict[bytes, int] = {}  # peers whose last message was a body alone, and their descriptors
+        self._first = _number(first) if first is not None else 0
+        self._newest = 0  # the routing id that was made last, of those met: how many were made before
 
     def read(self, most: int, *, wait: bool = False, alone: bool = False) -> tuple[list[Address], list[Body], bool]:
         """Some of what has arrived: where from, and bodies; and whether there may be more.
@@ -83,7 +85,7 @@ class Reader:
                     size += len(body)
                     trusted = True
                     continue
-                if trusted and address not in bare and address not in self._enveloped:
+                if trusted and address not in bare:
                     found = self._look(address, addresses.pop(), bodies.pop())
                     addresses += [whence for whence, _ in found]
                     bodies += [body for _, body in found]
@@ -128,13 +130,12 @@ class Reader:
             following = self._recv_frame(READ_NOW, False)
             if descriptor(following) != self._bare[address]:
                 return [(address, body), self._whole([frame], following)]
-            if self._near(frame):  # somebody new, with the descriptor of a connection that has ended; or else a lucky guess
+            if self._own(frame):  # somebody new, with the descriptor of a connection that has ended; or else a lucky guess
                 return [(address, body), self._whole([frame], following, met=False)]
             frames = [address, bytes(body), frame]
         else:
             frames, following = [address, bytes(body)], zmq.Frame(frame)
-        log.warning("a peer has sent an envelope after bodies without: every message is looked at from now on, 0.5 us each")
-        self._trust_nobody()
+        self._trust_nobody("a peer has sent frames behind a body, or an envelope after bodies without")
         return [self._whole(frames, following)]
 
     def _whole(self, frames: list[bytes], frame: zmq.Frame, *, met: bool = True) -> tuple[Address, Body]:
@@ -148,15 +149,11 @@ class Reader:
             frame: the next one.
             met: the routing id is sure to be one.
         """
-        peer = frames[0]
-        if len(frames) == 1 and not frame.more:
-            if met and self._trusting and peer not in self._enveloped:
-                self._meet(peer, frame)
+        peer, bare = frames[0], len(frames) == 1 and not frame.more
+        if self._trusting and met:
+            self._meet(peer, frame, bare)
+        if bare:
             return peer, frame
-        self._bare.pop(peer, None)
-        if len(self._enveloped) >= PEERS:
-            self._enveloped.clear()
-        self._enveloped.add(peer)
         good = len(frames) <= ENVELOPE_FRAMES + 1 and all(len(one) <= ENVELOPE_FRAME_BYTES for one in frames[1:])
         while frame.more:
             good = good and len(frames) <= ENVELOPE_FRAMES and len(frame) <= ENVELOPE_FRAME_BYTES
@@ -165,30 +162,31 @@ class Reader:
             frame = self._recv_frame(READ_NOW, False)
         return (tuple(frames), frame) if good else (peer, Emptied.of(frame))
 
-    def _meet(self, peer: bytes, frame: zmq.Frame) -> None:
-        """A peer whose message was a body alone, as its next ones will be."""
-        if peer in self._bare:
+    def _meet(self, peer: bytes, frame: zmq.Frame, bare: bool) -> None:
+        """A message of this peer was looked at: it is a body alone, as its next ones will be, or is not."""
+        if not self._own(peer):
+            self._trust_nobody("a peer has a routing id of its own choice")
             return
-        if not _own(peer):  # which says nothing of what other routing ids there may be
-            self._trust_nobody()
-            return
-        if len(self._bare) >= PEERS:
-            self._bare.clear()
-        self._bare[peer] = descriptor(frame)
-        self._newest = _number(peer)
+        self._newest = max(self._newest, self._made_before(peer))
+        if not bare:
+            self._bare.pop(peer, None)
+        elif peer not in self._bare:
+            if len(self._bare) >= PEERS:
+                self._bare.clear()
+            self._bare[peer] = descriptor(frame)
 
-    def _near(self, frame: bytes) -> bool:
-        """Whether this may be the routing id of somebody new."""
-        return _own(frame) and (_number(frame) - self._newest + NEAR) % (1 << 32) < 2 * NEAR
+    def _own(self, frame: bytes) -> bool:
+        """Whether this can be a routing id of ZeroMQ's own making: zero, and a number that it has come to by now."""
+        return len(frame) == OWN_ID_BYTES and not frame[0] and self._made_before(frame) <= self._newest + NEAR
 
-    def _trust_nobody(self) -> None:
+    def _made_before(self, address: bytes) -> int:
+        """How many routing ids ZeroMQ had made for this socket before this one, if it is its own."""
+        return (_number(address) - self._first) % (1 << 32)
+
+    def _trust_nobody(self, reason: str) -> None:
+        log.info("%s: every message is looked at from now on, which takes 0.5 us each", reason)
         self._trusting = False
         self._bare.clear()
-
-
-def _own(address: bytes) -> bool:
-    """Whether this can be a routing id of ZeroMQ's own making: zero, and a number."""
-    return len(address) == OWN_ID_BYTES and not address[0]
 
 
 def _number(address: bytes) -> int:

@@ -81,6 +81,7 @@ class Router:
         wake: a body that only says that `stopping` is set; it is not handed on.
         clock: seconds, monotonic.
         connections: say whose each message is; None on an open worker.
+        first: the first routing id that ZeroMQ has made for the socket, if not every body has to come as a frame.
 
     Attributes:
         stopping: set to True, and wake the loop, to end it.
@@ -94,6 +95,7 @@ class Router:
         wake: bytes,
         clock: Callable[[], float] = time.monotonic,
         connections: Connections | None = None,
+        first: bytes | None = None,
     ) -> None:
         self.socket, self.core, self.outbox = socket, core, Outbox(socket)
         self._clock = clock
@@ -102,7 +104,7 @@ class Router:
         self._alone = True
         self._enough = FIRST_BODIES  # new requests for a turn
         self._again = False
-        self._reader = Reader(socket, self.outbox.cut, frames=connections is not None)
+        self._reader = Reader(socket, self.outbox.cut, first=first)
         self._connections = connections
         self._hand_on: Callable[..., None] = core.take if connections is None else self._hand_on_claimed
         self._send = self.outbox.send if connections is None else self._send_living

@@ -254,6 +254,8 @@ class Worker:
                 # Made before it is needed: when there are no descriptors left, the worker can still be stopped.
                 self._waker = stack.enter_context(self._context.socket(zmq.DEALER))
                 self._waker.connect(self._inproc)
+                self._waker.send(b"")
+                first, _ = socket.recv_multipart()  # before anybody else can connect: a routing id that ZeroMQ has made
                 for address in self._bind:
                     self.addresses.append(bind(socket, address))
                     if access is None and not self._insecure and exposed(self.addresses):
@@ -263,7 +265,8 @@ class Worker:
                 else:
                     log_reach(self.addresses)
                 clock = time.monotonic if keeper is None else stack.enter_context(self._kept(core, keeper))
-                router = Router(socket, core, wake=self._wake, clock=clock, connections=None if access is None else connections)
+                known = {"first": first} if access is None else {"connections": connections}
+                router = Router(socket, core, wake=self._wake, clock=clock, **known)
                 with self._lock:
                     self._router, router.stopping = router, self._stopping
                 stack.callback(self._let_go)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +12,10 @@ import pytest
 
 from rnnstream.engine.engine import Engine
 from rnnstream.errors import BadRequest, BadToken, Full, NotFinite, RequestError, UnknownSession
+from rnnstream.model.network import Network
 from rnnstream.model.step import StepModel
 
-from .models import DTYPES, HUGE, SPOILED, V, dense, network, relu
+from .models import DTYPES, HUGE, SPOILED, V, dense, network, relu, weights
 from .sequences import everything, moved
 
 Make = Callable[..., Engine]
@@ -70,6 +73,45 @@ def test_a_token_alone_that_would_overflow_moves_nothing(make: Make) -> None:
         engine.step([("s", SPOILED)])
     assert everything(engine) == before
     assert engine.step([("s", 1)])[0].t == 2
+
+
+def test_a_token_alone_is_scored_where_that_is_asked_for(make: Make) -> None:
+    engine = make(network())
+    [before] = engine.step([("s", 1)], want="probs")
+    [scored] = engine.step([("s", 2)], surprisal=True)
+    assert before.probs is not None
+    assert scored.surprisal == pytest.approx(-np.log(before.probs[2]), rel=1e-5)
+
+
+def test_a_token_alone_opens_a_name_that_is_only_waited_for(make: Make) -> None:
+    engine = make(network())
+    engine.table.take("s")
+    assert engine.step([("s", 1)])[0].opened
+    assert engine.sessions() == ["s"]
+
+
+def test_an_engine_can_be_copied_and_pickled(make: Make) -> None:
+    engine = make(network())
+    engine.step([("s", 1)])
+    for other in (copy.deepcopy(engine), pickle.loads(pickle.dumps(engine))):
+        assert other.step([("s", 2)]) == make(engine.model).step([("s", 1), ("s", 2)])[1:]
+    assert engine.info("s")["t"] == 1
+
+
+def test_a_network_that_goes_its_own_way_has_no_twin(make: Make) -> None:
+    class Own(Network):
+        def head(self, features: Any) -> Any:
+            return np.flip(super().head(features), axis=1)
+
+    plain = network()
+    model = Own(plain.spec, weights(plain.spec.shapes, plain.spec.dtype, 0), measure=False)
+    assert plain.for_one() is not None
+    assert model.for_one() is None
+    engine = make(model)
+    engine.step([("s", 1)])
+    plain_engine = make(plain)
+    plain_engine.step([("s", 1)])
+    assert engine.step([("s", 1)])[0].y == V - 1 - plain_engine.step([("s", 1)])[0].y
 
 
 def test_tokens_of_one_session_in_one_call_are_applied_in_their_order(make: Make) -> None:

@@ -11,6 +11,7 @@ import pytest
 import zmq
 
 from rnnstream.wire.limits import ENVELOPE_FRAME_BYTES, ENVELOPE_FRAMES
+from rnnstream.worker import reader
 from rnnstream.worker.order import routing_id
 from rnnstream.worker.reader import CHUNK_BYTES, NEAR, Reader
 from rnnstream.worker.router import socket_for
@@ -32,8 +33,10 @@ class Ends:
         self.socket.rcvhwm = 0
         self.socket.bind(address)
         self.cut: set[bytes] = set()
-        self.reader = Reader(self.socket, self.cut, frames=False)
         self.peers: list[zmq.Socket[bytes]] = []
+        self.peer().send(b"")
+        self.first, _ = self.socket.recv_multipart()
+        self.renew()
 
     def peer(self, kind: int = zmq.DEALER, id: bytes = b"") -> zmq.Socket[bytes]:
         """One more connection."""
@@ -47,6 +50,23 @@ class Ends:
 
     def close(self) -> None:
         self.context.destroy(linger=0)
+
+    def renew(self) -> None:
+        """Another reader, which knows nobody."""
+        self.reader = Reader(self.socket, self.cut, first=self.first)
+
+    def made(self, number: int) -> bytes:
+        """The routing id that ZeroMQ makes so many after its first one."""
+        return b"\0" + ((int.from_bytes(self.first) + number) % (1 << 32)).to_bytes(4)
+
+    def meet(self, *peers: zmq.Socket[bytes]) -> list[bytes]:
+        """Have each of these send a body; their routing ids."""
+        ids = []
+        for peer in peers:
+            peer.send(b"first")
+            [(address, _)] = self.read(1)
+            ids.append(routing_id(address))
+        return ids
 
     def read(self, count: int, most: int = 64) -> list[tuple[Any, bytes]]:
         """So many messages, as (address, body) pairs."""
@@ -73,7 +93,7 @@ def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
 def test_whatever_is_sent_is_read_as_it_was_sent(ends: Ends) -> None:
     for seed in range(20):
         rng = random.Random(seed)
-        ends.reader = Reader(ends.socket, ends.cut, frames=False)
+        ends.renew()
         peers = [ends.peer() for _ in range(5)]
         sent: dict[bytes, list[list[bytes]]] = {}
         odd = rng.choice([0.0, 0.02, 0.3])
@@ -97,29 +117,96 @@ def test_whatever_is_sent_is_read_as_it_was_sent(ends: Ends) -> None:
             one.close()
 
 
-@pytest.mark.parametrize("guess", [b"\0\0\0\0\0", b"\0\xff\xff\xff\xff", b"no id", b""])
-def test_a_forged_routing_id_is_more_of_its_message_and_the_last(guess: bytes, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("guess", [NEAR + 100, -1, 1 << 31, b"no id", b"\0", b""])
+def test_a_forged_routing_id_is_more_of_its_message_and_the_last(guess: int | bytes, caplog: pytest.LogCaptureFixture) -> None:
     ends = Ends("inproc://forged")
+    guess = ends.made(guess) if isinstance(guess, int) else guess
     bad, good = ends.peer(), ends.peer()
-    for peer in (bad, good):
-        peer.send(b"first")
-    ids = [routing_id(address) for address, _ in ends.read(2)]
-    if guess[:1] == b"\0" and min((int.from_bytes(guess) - int.from_bytes(id)) % (1 << 32) for id in ids) < 2 * NEAR:
-        guess = b"\0\x80\0\0\0"
+    ids = ends.meet(bad, good)
     bad.send(b"second")
     bad.send_multipart([b"third", guess, b"forged"])
     bad.send(b"fourth")
     good.send(b"fifth")
-    with caplog.at_level(logging.WARNING, "rnnstream.worker"):
+    with caplog.at_level(logging.INFO, "rnnstream.worker"):
         found = ends.read(4)
     assert sorted(found, key=str) == sorted(
         [(ids[0], b"second"), ((ids[0], b"third", guess), b"forged"), (ids[0], b"fourth"), (ids[1], b"fifth")], key=str
     )
     assert not ends.trusts
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "every message is looked at from now on" in caplog.text
     for _ in range(3):  # from now on the routing id of another connection is nothing but a frame
         bad.send_multipart([b"again", ids[1], b"forged"])
     assert ends.read(3) == [((ids[0], b"again", ids[1]), b"forged")] * 3
+    ends.close()
+
+
+def test_a_guess_that_may_be_somebody_new_is_not_trusted() -> None:
+    ends = Ends("inproc://near")
+    bad = ends.peer()
+    bad.send(b"first")
+    [(id, _)] = ends.read(1)
+    for _ in range(3):
+        bad.send(b"second")
+        bad.send_multipart([b"third", ends.made(1000), b"forged"])
+        assert ends.read(3) == [(id, b"second"), (id, b"third"), (ends.made(1000), b"forged")]
+    assert ends.reader._bare.keys() == {id}
+    ends.close()
+
+
+@pytest.mark.parametrize("chosen", [b"myself", b"\0\1\2\3\4", b"\0"])
+@pytest.mark.parametrize("envelope", [[], [b""]])
+def test_a_routing_id_of_a_peers_own_choice_is_no_way_to_others(chosen: bytes, envelope: list[bytes]) -> None:
+    ends = Ends("inproc://chosen")
+    bad, good, named = ends.peer(), ends.peer(), ends.peer(id=chosen)
+    ids = ends.meet(bad, good)
+    assert ends.trusts
+    named.send_multipart([*envelope, b"hello"])
+    ends.read(1)
+    assert not ends.trusts
+    bad.send(b"second")
+    bad.send_multipart([b"third", chosen])
+    good.send(b"mine")
+    assert sorted(ends.read(3), key=str) == sorted(
+        [(ids[0], b"second"), ((ids[0], b"third"), chosen), (ids[1], b"mine")], key=str
+    )
+    ends.close()
+
+
+def test_whoever_has_envelopes_counts_among_those_that_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "NEAR", 2)
+    ends = Ends("inproc://count")
+    for _ in range(20):
+        ends.peer().send_multipart([b"", b"asked"])
+        ends.read(1)
+    ends.peer().send(b"bare")
+    ends.read(1)
+    assert ends.trusts
+    ends.close()
+
+
+def test_so_many_peers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "PEERS", 3)
+    ends = Ends("inproc://many")
+    peers = [ends.peer() for _ in range(5)]
+    for _ in range(4):
+        for peer in peers:
+            for _ in range(3):
+                peer.send(b"more")
+        assert [body for _, body in ends.read(15)] == [b"more"] * 15
+        assert 0 < len(ends.reader._bare) <= 3
+    ends.close()
+
+
+def test_where_bodies_are_asked_whose_they_are_all_of_them_are_frames() -> None:
+    ends = Ends("inproc://frames")
+    ends.reader = Reader(ends.socket, ends.cut)
+    peer = ends.peer()
+    for _ in range(10):
+        peer.send(b"more")
+    bodies: list[Any] = []
+    while len(bodies) < 10:
+        bodies += ends.reader.read(64)[1]
+    assert {type(body) for body in bodies} == {zmq.Frame}
     ends.close()
 
 
@@ -221,9 +308,7 @@ def test_a_chunk_has_so_many_bytes_and_ends_with_a_message_that_was_looked_at() 
 def test_whoever_is_cut_off_is_passed_over_and_makes_no_turn_longer() -> None:
     ends = Ends("inproc://cut")
     bad, good = ends.peer(), ends.peer()
-    for peer in (bad, good):
-        peer.send(b"first")
-    ids = [address for address, _ in ends.read(2)]
+    ids = ends.meet(bad, good)
     ends.cut.add(ids[0])
     for peer in (bad, good):
         for _ in range(5):
