@@ -11,8 +11,8 @@ nobody can guess. The message is put together then as it was sent, and from ther
 anybody has a routing id of his own choice: others could know it.
 
 What a forged frame could do is to pass for the routing id of another connection, which would get a reply too many, or lose
-one. For that it has to be its number, out of 4,294,967,296, and no peer knows even its own. The first guess that is wrong is
-noticed, and there is no second one.
+one to whoever forged it. For that it has to be one of the numbers that were given so far or the next 10,000, out of
+4,294,967,296, and no peer knows even its own. Any other one is noticed and ends the trust, and so do some that only came near.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ log = logging.getLogger("rnnstream.worker")
 CHUNK_BYTES = 16 << 10
 WAITED_S = 10e-6  # a blocking read that took longer has waited: nothing else was there, as a rule
 READ, READ_NOW = 0, int(zmq.NOBLOCK)  # flags of a read: plain numbers, for an enumeration's cost as much as the call
-NEAR = 1 << 16  # beyond the newest routing id that was met: no more connections are made before one of them speaks
+NEAR = 10_000  # beyond the newest routing id that was met: so many connections may come at once, and the last speak first
+DOUBTS = (
+    16  # newcomers with the descriptor of whoever spoke before them: there are some, and a peer that guesses has so many tries
+)
 PEERS = 10_000  # that are remembered; beyond, all are met anew
 
 Body = Any  # bytes, or a zmq.Frame
@@ -58,6 +61,7 @@ class Reader:
         self._trusting = first is not None
         self._bare: dict[bytes, int] = {}  # peers whose last message was a body alone, and their descriptors
         self._first = _number(first) if first is not None else 0
+        self._doubts = 0
         self._newest = 0  # the routing id that was made last, of those met: how many were made before
 
     def read(self, most: int, *, wait: bool = False, alone: bool = False) -> tuple[list[Address], list[Body], bool]:
@@ -131,6 +135,9 @@ class Reader:
             if descriptor(following) != self._bare[address]:
                 return [(address, body), self._whole([frame], following)]
             if self._own(frame):  # somebody new, with the descriptor of a connection that has ended; or else a lucky guess
+                self._doubts += 1
+                if self._doubts > DOUBTS:
+                    self._trust_nobody("it is hard to tell who is new here")
                 return [(address, body), self._whole([frame], following, met=False)]
             frames = [address, bytes(body), frame]
         else:

@@ -13,7 +13,7 @@ import zmq
 from rnnstream.wire.limits import ENVELOPE_FRAME_BYTES, ENVELOPE_FRAMES
 from rnnstream.worker import reader
 from rnnstream.worker.order import routing_id
-from rnnstream.worker.reader import CHUNK_BYTES, NEAR, Reader
+from rnnstream.worker.reader import CHUNK_BYTES, DOUBTS, NEAR, Reader
 from rnnstream.worker.router import socket_for
 
 WAIT_MS = 10_000
@@ -145,11 +145,15 @@ def test_a_guess_that_may_be_somebody_new_is_not_trusted() -> None:
     bad = ends.peer()
     bad.send(b"first")
     [(id, _)] = ends.read(1)
-    for _ in range(3):
+    for _ in range(DOUBTS):
         bad.send(b"second")
         bad.send_multipart([b"third", ends.made(1000), b"forged"])
         assert ends.read(3) == [(id, b"second"), (id, b"third"), (ends.made(1000), b"forged")]
-    assert ends.reader._bare.keys() == {id}
+        assert ends.reader._bare.keys() == {id}
+    bad.send(b"second")
+    bad.send_multipart([b"third", ends.made(1000), b"forged"])
+    ends.read(3)
+    assert not ends.trusts, "there are no more tries"
     ends.close()
 
 
@@ -235,7 +239,8 @@ def test_newcomers_behind_trusted_ones_are_newcomers(ends: Ends) -> None:
     assert [body for _, body in found if body != b"more"] == [b"%d" % number for number in range(30)]
     assert len({address for address, body in found if body != b"more"} - {id}) == 30
     assert {address for address, body in found if body == b"more"} == {id}
-    assert ends.trusts
+    if b"tcp" in ends.socket.last_endpoint:  # else they have no descriptors, and are hard to tell
+        assert ends.trusts
 
 
 def test_a_routing_id_of_a_peers_own_ends_the_trust(ends: Ends) -> None:
