@@ -190,13 +190,11 @@ def _batches(model: StepModel, tokens: list[Any], hold: _Bits) -> None:
         for one, other in zip(_step(model, states[mine], inputs[mine]), together, strict=True):
             hold.same(one[0], other[row], f"Row {row} of a batch of {ROWS}, and the same row alone")
     twin = model.for_one()
-    for row in range(ROWS):
-        if twin is None:
-            break
-        x = inputs.item(row) if inputs.ndim == 1 else inputs[row]
-        with one_thread():
-            new, features = twin.advance(states[row], x)
-            found = new, features, twin.head(features)
+    if twin is not None:
+        for row in range(ROWS):
+            with one_thread():
+                new, features = twin.advance(states[row], inputs[row] if inputs.ndim == 2 else inputs.item(row))
+                found = new, features, twin.head(features)
             for one, other in zip(found, together, strict=True):
                 hold.same(one, other[row], f"Row {row} of a batch of {ROWS}, and the same row of for_one()")
     order = np.random.default_rng(1).permutation(ROWS)

@@ -180,8 +180,8 @@ class StepModel(ABC):
     def for_one(self) -> StepModel | None:
         """A twin for whoever moves one row at a time, with the same bits: its `advance` and `head` take it without the axis B.
 
-        That is [S] and an id or [K] -> [S], [F], and [F] -> [V]. It saves what the calls for a batch of one cost. None where
-        there is no such twin, unless a class says otherwise.
+        That is [S] and an id or [K] -> [S], [F], and [F] -> [V]. It saves what the calls for a batch of one cost. None,
+        unless a class says otherwise: there is no such twin.
         """
         return None
 

@@ -129,10 +129,7 @@ class Core:
         """
         wave = self._intake.waves.take()
         if wave.rows and wave.plain and self._keeper is None and not self._intake.order.held:  # the usual case
-            replies = self._run(wave, now)
-            for place, number in wave.ids.items():
-                replies[place] = wire.with_id(replies[place], number)
-            out = list(zip(wave.addresses, replies, strict=True))
+            out = list(self._deliver(wave, self._run(wave, now)))
             self._answered = [(len(out), now if self._began is None else self._began)]
             self._began = None
             return out

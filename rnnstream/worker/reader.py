@@ -40,7 +40,7 @@ DOUBTS = (
 )
 PEERS = 10_000  # that are remembered; beyond, all are met anew
 
-Body = Any  # bytes, or a zmq.Frame
+Raw = Any  # a body as it came: bytes, or a zmq.Frame
 
 
 class Reader:
@@ -64,7 +64,7 @@ class Reader:
         self._doubts = 0
         self._newest = 0  # the routing id that was made last, of those met: how many were made before
 
-    def read(self, most: int, *, wait: bool = False, alone: bool = False) -> tuple[list[Address], list[Body], bool]:
+    def read(self, most: int, *, wait: bool = False, alone: bool = False) -> tuple[list[Address], list[Raw], bool]:
         """Some of what has arrived: where from, and bodies; and whether there may be more.
 
         Args:
@@ -73,7 +73,7 @@ class Reader:
             alone: if that was really waited for, take it for the only one. To ask for more than there is costs 2.7 us.
         """
         addresses: list[Address] = []
-        bodies: list[Body] = []
+        bodies: list[Raw] = []
         recv, recv_frame, bare, last = self._recv, self._recv_frame, self._bare, most - 1
         size, trusted, more = 0, False, True
         started = time.perf_counter() if wait and alone else 0.0
@@ -83,7 +83,7 @@ class Reader:
                 address = recv(flags)
                 flags = READ_NOW
                 if address in bare and place < last and size < CHUNK_BYTES and not started:
-                    body: Body = recv(READ_NOW)
+                    body: Raw = recv(READ_NOW)
                     addresses.append(address)
                     bodies.append(body)
                     size += len(body)
@@ -118,7 +118,7 @@ class Reader:
             addresses, bodies = [a for a, _ in kept], [b for _, b in kept]
         return addresses, bodies, more
 
-    def _look(self, frame: bytes, address: Address, body: Body) -> list[tuple[Address, Body]]:
+    def _look(self, frame: bytes, address: Address, body: Raw) -> list[tuple[Address, Raw]]:
         """A frame behind a message that was not looked at, which is no routing id that is known: more of it, or a new one.
 
         Args:
@@ -145,7 +145,7 @@ class Reader:
         self._trust_nobody("a peer has sent frames behind a body, or an envelope after bodies without")
         return [self._whole(frames, following)]
 
-    def _whole(self, frames: list[bytes], frame: zmq.Frame, *, met: bool = True) -> tuple[Address, Body]:
+    def _whole(self, frames: list[bytes], frame: zmq.Frame, *, met: bool = True) -> tuple[Address, Raw]:
         """The rest of a message, of which these frames were read: where it came from, and its body.
 
         The frames before its body come back in front of the reply. A message with too many of them, or too long ones, is

@@ -16,7 +16,7 @@ from rnnstream.worker.core import Core
 from rnnstream.worker.intake import MOST_WAITING
 from rnnstream.worker.order import Address
 from rnnstream.worker.outbox import RETRY_S, Outbox
-from rnnstream.worker.reader import Body, Reader
+from rnnstream.worker.reader import Raw, Reader
 
 log = logging.getLogger("rnnstream.worker")
 
@@ -184,7 +184,7 @@ class Router:
                 for peer in cut:
                     connections.cut(peer)
 
-    def _hand_on_claimed(self, addresses: list[Address], bodies: list[Body], now: float) -> None:
+    def _hand_on_claimed(self, addresses: list[Address], bodies: list[Raw], now: float) -> None:
         """Have the core take in what somebody has sent, and whose it is."""
         assert self._connections is not None
         addresses, bodies, users = self._connections.claim(addresses, bodies)
@@ -201,7 +201,7 @@ class Router:
             outbox.dropped += len(replies) - len(living)
             outbox.send(living, now)
 
-    def _drain(self, most: int, *, wait: bool = False) -> tuple[list[Address], list[Body], bool]:
+    def _drain(self, most: int, *, wait: bool = False) -> tuple[list[Address], list[Raw], bool]:
         """Some of what has arrived, and whether there may be more. May wait for something."""
         if wait and self.outbox:  # somebody may have begun to read again
             if not self.socket.poll(int(RETRY_S * 1000)):

@@ -265,8 +265,14 @@ class Worker:
                 else:
                     log_reach(self.addresses)
                 clock = time.monotonic if keeper is None else stack.enter_context(self._kept(core, keeper))
-                known = {"first": first} if access is None else {"connections": connections}
-                router = Router(socket, core, wake=self._wake, clock=clock, **known)
+                router = Router(
+                    socket,
+                    core,
+                    wake=self._wake,
+                    clock=clock,
+                    connections=None if access is None else connections,
+                    first=first if access is None else None,
+                )
                 with self._lock:
                     self._router, router.stopping = router, self._stopping
                 stack.callback(self._let_go)
