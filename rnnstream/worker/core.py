@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from rnnstream.engine.engine import Engine
 from rnnstream.engine.numbering import SHARE
@@ -102,13 +101,13 @@ class Core:
         return self._intake.full
 
     def take(
-        self, addresses: Sequence[Address], bodies: Sequence[Any], now: float, users: Sequence[str | None] | None = None
+        self, addresses: Sequence[Address], bodies: Sequence[bytes], now: float, users: Sequence[str | None] | None = None
     ) -> None:
         """Take in request bodies, to be carried out by `turn`; may be called several times before it.
 
         Args:
             addresses: where each body came from.
-            bodies: bytes, or anything with the buffer interface.
+            bodies: as they were received.
             now: seconds, monotonic.
             users: the key that each body came from; None for one whose connection is to be served nothing. None for all: the
                 worker knows no keys, and the sessions are nobody's.
@@ -190,7 +189,7 @@ class Core:
         self.stats.end(now)
 
     def handle(
-        self, addresses: Sequence[Address], bodies: Sequence[Any], now: float, users: Sequence[str | None] | None = None
+        self, addresses: Sequence[Address], bodies: Sequence[bytes], now: float, users: Sequence[str | None] | None = None
     ) -> list[tuple[Address, bytes]]:
         """`take` and `turn` in one, where time stands still."""
         self.take(addresses, bodies, now, users)

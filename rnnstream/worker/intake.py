@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
 
-import msgpack
-
 from rnnstream.engine.engine import Engine
 from rnnstream.errors import RequestError, TooLarge
 from rnnstream.names import Name
 from rnnstream.wire.limits import Limits
-from rnnstream.wire.requests import MOST_KEYS, OPS, Request, decode, parse, readable
+from rnnstream.wire.ordinary import PRODUCER, UINT, UINT_FIRST, N, Parts, X
+from rnnstream.wire.requests import OPS, Request, decode, parse, readable
 from rnnstream.worker.answers import SPARE_BYTES, Answers, echo, reply_bytes
 from rnnstream.worker.keeper import Keeper
 from rnnstream.worker.order import Address, Body, Order, routing_id
@@ -68,6 +67,7 @@ class Intake:
         self.reply_bytes = reply_bytes(engine.model)
         # Ids below this take the short way; with dense input or another head, none does.
         self._plain_size = source.size if source.kind == "token" and output.kind == "categorical" else 0
+        self._parts = Parts(self._plain_size, engine.table.rows)
         self._refusals = Refusals(answers, limits)
         self.order = Order()
         self._standing = Standing(quotas, is_admin, self.order)
@@ -93,55 +93,56 @@ class Intake:
                 table.free(row)
 
     def take(
-        self, addresses: Sequence[Address], bodies: Sequence[Any], now: float, users: Sequence[str | None] | None = None
+        self, addresses: Sequence[Address], bodies: Sequence[bytes], now: float, users: Sequence[str | None] | None = None
     ) -> None:
         """Put what has arrived into waves, or answer it; see `Core.take`."""
-        unpackb, table, waiting, held = msgpack.unpackb, self._engine.table, self.waves.waiting, self.order.held
-        rows, producers, size = table.rows, table.producers, self._plain_size
+        table, waiting, held = self._engine.table, self.waves.waiting, self.order.held
+        rows, producers = table.rows, table.producers
+        parts = self._parts
+        sessions, numbered, ids, known_producers, read = parts.sessions, parts.numbered, parts.ids, parts.producers, parts.read
         wave, self._now, most = self.waves.first(), now, self._limits.waiting
         self._refusals.begin()
-        again = False
-        wave_row, wave_x, wave_name, wave_address = (
-            wave.rows.append,
-            wave.xs.append,
-            wave.names.append,
-            wave.addresses.append,
-        )
+        self.again = False
+        wave_row, wave_x = wave.rows.append, wave.xs.append
+        wave_name, wave_address = wave.names.append, wave.addresses.append
         before = len(wave.rows)
-        arrivals: Iterable[tuple[Address, Any, Any]] = zip(addresses, bodies, users or repeat(""), strict=False)
+        arrivals: Iterable[tuple[Address, bytes, Any]] = zip(addresses, bodies, users or repeat(""), strict=False)
         if users is not None and (self._standing.rates is not None or None in users):
             arrivals = self._admitted(arrivals)
         for address, body, owner in arrivals:
             try:
-                # An ordinary token has no arrays; some that announce what never comes would take 80 MB.
-                item = unpackb(body, max_array_len=0, max_map_len=MOST_KEYS)
-                keys = len(item)
-                session, x = item["session"], item["x"]
+                head, _, tail = body.rpartition(X)
+                session, x = sessions.get(head), ids.get(tail)
+                producer = id = None
+                if session is None or x is None:
+                    x_bytes, _, rest = tail.partition(PRODUCER)
+                    producer_bytes, _, n_bytes = rest.rpartition(N)
+                    session, x, producer = numbered.get(head), ids.get(x_bytes), known_producers.get(producer_bytes)
+                    if session is None or x is None or producer is None:
+                        session, x, producer, n, id = read(body)
+                    else:
+                        first, n = UINT[len(n_bytes)](n_bytes)
+                        if first != UINT_FIRST[len(n_bytes)]:
+                            raise ValueError
                 # A plain tuple, for it is the same key as an `Owned`, and made in a quarter of the time.
                 row = rows[(owner, session) if owner else session]  # type: ignore[index]
                 turn = waiting[row]
                 if turn:
-                    again = True
-                    if turn >= most and "id" not in item and "op" not in item:
-                        self._take_flood(address, row, item, owner)
+                    self.again = True
+                    if turn >= most and id is None:
+                        self._take_flood(address, row, session, owner)
                         continue
-                if (
-                    type(x) is int
-                    and 0 <= x < size
-                    and not turn
-                    and (not held or routing_id(address) not in held)
-                    and (keys == 2 or keys == 4 or (type(item["id"]) is int and keys < 6))
-                ):
-                    if keys > 3:
+                elif not held or routing_id(address) not in held:
+                    if producer is not None:
                         # Nothing of its session waits, so its turn is this wave's, and its number is judged right here.
-                        n, producer, known = item["n"], item["producer"], producers[row]
+                        known = producers[row]
                         mine: Any = known.lone if known.id == producer else known[producer]  # type: ignore[union-attr, index]
-                        if type(n) is not int or n != mine.last + 1:
+                        if n != mine.last + 1:
                             raise KeyError
                         mine.heard_at = now  # which keeps it from being forgotten before the wave has run
                         wave.marks.append((len(wave.rows), mine, n, producer))
-                    if keys & 1:
-                        wave.ids[len(wave.rows)] = item["id"]
+                    if id is not None:
+                        wave.ids[len(wave.rows)] = id
                     waiting[row] = 1
                     wave_row(row)
                     wave_x(x)
@@ -150,11 +151,10 @@ class Intake:
                     continue
             except Exception:  # not the ordinary token of an open session: `_take_body` finds out what it is and says so
                 pass
-            self._take_body(address, bytes(body), owner)
+            self._take_body(address, body, owner)
         self.waves.count += len(wave.rows) - before
-        self.again = again
 
-    def _admitted(self, arrivals: Iterable[tuple[Address, Any, str | None]]) -> Iterator[tuple[Address, Any, str]]:
+    def _admitted(self, arrivals: Iterable[tuple[Address, bytes, str | None]]) -> Iterator[tuple[Address, bytes, str]]:
         """Answer the bodies of connections that have no standing here, and of keys that send too much; those that are left.
 
         One by one, so that those of a connection are answered in their order.
@@ -162,7 +162,7 @@ class Intake:
         for address, body, user in arrivals:
             refusal = self._standing.refusal(user, self._now)
             if refusal is not None:
-                self._refuse(address, bytes(body), refusal, user or "")
+                self._refuse(address, body, refusal, user or "")
             else:
                 yield address, body, user or ""
 
@@ -180,10 +180,10 @@ class Intake:
         body.bytes = sum(len(reply or b"") for reply in body.replies)
         self.order.add(body)
 
-    def _take_flood(self, address: Address, row: int, item: dict[Any, Any], owner: str) -> None:
+    def _take_flood(self, address: Address, row: int, session: str, owner: str) -> None:
         """A token that came alone, of a session that is busy."""
         body = Body(address, 1, self._now, owner)
-        self._refusals.session(body, 0, item, row)
+        self._refusals.session(body, 0, {"session": session}, row)
         body.bytes = len(body.replies[0] or b"")
         if self.order.bytes_of(address, owner) <= CROWDED_BYTES:
             self.order.add(body)
@@ -215,6 +215,8 @@ class Intake:
                 session, x = item["session"], item["x"]
                 row = rows[(owner, session) if owner else session]  # type: ignore[index]
                 turn = waiting[row]
+                if turn and len(items) == 1:
+                    self.again = True
                 if turn and turn >= room and not self._has_room(row, len(items) - place, judged):
                     self._refusals.session(body, place, item, row)
                     continue

@@ -58,7 +58,7 @@ class Reader:
         # The sugar around recv() costs as much again as the call.
         self._recv: Callable[..., bytes] = partial(zmq.backend.Socket.recv, socket)
         self._recv_frame: Callable[..., zmq.Frame] = partial(zmq.backend.Socket.recv, socket)  # type: ignore[assignment]
-        self._trusting = first is not None
+        self._trusting, self._frames = first is not None, first is None
         self._bare: dict[bytes, int] = {}  # peers whose last message was a body alone, and their descriptors
         self._first = _number(first) if first is not None else 0
         self._doubts = 0
@@ -102,6 +102,8 @@ class Reader:
                     addresses.append(whence)
                     bodies.append(body)
                 size += len(body)
+                if not self._frames:
+                    bodies[-1] = body.bytes
                 trusted = False
                 if size >= CHUNK_BYTES:
                     break

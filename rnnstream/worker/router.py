@@ -188,7 +188,7 @@ class Router:
         """Have the core take in what somebody has sent, and whose it is."""
         assert self._connections is not None
         addresses, bodies, users = self._connections.claim(addresses, bodies)
-        self.core.take(addresses, bodies, now, users)
+        self.core.take(addresses, [body.bytes for body in bodies], now, users)
 
     def _send_living(self, replies: Sequence[tuple[Address, bytes]], now: float) -> None:
         """Send those of the replies whose connections are there."""
