@@ -9,7 +9,6 @@ import click
 from rnnstream.cli import options, out
 from rnnstream.cli.options import load_model
 from rnnstream.engine import selftest as measure
-from rnnstream.model.blas import fingerprint
 
 PROMISES = ("bits", "a tolerance, not bits")
 
@@ -33,7 +32,7 @@ def selftest(ctx: click.Context, model: str | None, as_json: bool) -> None:
         "model": network.name,
         "digest": network.digest,
         "promise": PROMISES[measure.tolerance(network) > 0],
-        "kernels": fingerprint(),
+        "kernels": network.numerics,
         "blas_threads": before,
         "blas_threads_in_steps": held,
     }

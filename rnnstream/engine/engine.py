@@ -108,15 +108,17 @@ class Engine(Turns):
             return None
         [token] = self.model.input.tokens((x,))
         with one_thread():
-            found = self.compute_one(row, token)
-            if found is None:
-                return None
-            state, features = found
             t = table.t.item(row) + 1
             if want == "none":
+                state = self.compute_one(row, token)
+                if state is None:
+                    return None
                 prediction = Prediction(t)
             else:
-                y, p = self.likely_one(features)
+                found = self.predict_one(row, token)
+                if found is None:
+                    return None
+                state, y, p = found
                 vocabulary = self.model.output.vocabulary
                 prediction = Prediction(t, y, p, vocabulary[y] if vocabulary else None)
         self.commit_one(row, state, t, now)

@@ -38,7 +38,7 @@ class Rows:
         table: of sessions with states of this model.
 
     Attributes:
-        moves_one: whether there are `compute_one` and `likely_one`.
+        moves_one: whether there are `compute_one` and `predict_one`.
     """
 
     def __init__(self, model: StepModel, table: Table) -> None:
@@ -46,7 +46,8 @@ class Rows:
         self.table = table
         one = model.for_one() if model.output.kind == "categorical" else None
         self.moves_one = one is not None
-        self._one = one or model
+        self._one: Any = one or model
+        self._predicts = hasattr(one, "predict")  # a twin that is played
         self._most_outputs = max(1, OUTPUT_BYTES // (model.output.size * model.dtype.itemsize))
 
     def check_want(self, want: str | int, surprisal: bool) -> None:
@@ -81,23 +82,27 @@ class Rows:
         index = np.array(rows, np.intp)
         return self._advance(index, self.table.states.take(index, axis=0), self.table.t[index], tokens)
 
-    def compute_one(self, row: int, token: Any) -> tuple[Array, Array] | None:
+    def compute_one(self, row: int, token: Any) -> Array | None:
         """A token for one open row; nothing is changed. Runs under `one_thread`.
 
         As `compute` for a batch of one, with the same bits in half the time, where `moves_one` is true.
 
         Returns:
-            The new state [S] and the features [F]. None if the state would not be finite.
+            The new state [S]. None if it would not be finite.
         """
-        state, features = self._one.advance(self.table.states[row], token)
-        return (state, features) if math.isfinite(state.dot(state)) else None  # as below
+        state, _ = self._one.advance(self.table.states[row], token)
+        return state if math.isfinite(state.dot(state)) else None  # as below
 
-    def likely_one(self, features: Array) -> tuple[int, float]:
-        """The most likely next token by what `compute_one` gave, and its probability. Runs under `one_thread`."""
-        return most_likely_of_one(self._one.head(features))
+    def predict_one(self, row: int, token: Any) -> tuple[Array, int, float] | None:
+        """`compute_one`, and the most likely next token and its probability."""
+        one, state = self._one, self.table.states[row]
+        if self._predicts:  # all of it in one
+            return one.predict(state, token)
+        new, features = one.advance(state, token)
+        return (new, *most_likely_of_one(one.head(features))) if math.isfinite(new.dot(new)) else None
 
     def commit_one(self, row: int, state: Array, t: int, now: float) -> None:
-        """Make what `compute_one` gave count, as the session's step t."""
+        """Make a state that was computed count, as the session's step t."""
         self.table.states[row], self.table.t[row], self.table.moved_at[row] = state, t, now
 
     def compute_on(self, row: int, tokens: Sequence[Any]) -> Moves | None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from rnnstream.errors import ModelError
+from rnnstream.model import tape
 from rnnstream.model.blas import fingerprint, one_thread
 from rnnstream.model.cells import GRU, LSTM, RNN
 from rnnstream.model.kinds import LAYERS
@@ -82,13 +84,14 @@ class Network(StepModel):
         self.output = Output(spec.head, spec.output_size, spec.vocabulary if same_ids else None)  # type: ignore[arg-type]
         self.layers = [_line(layer) for layer in spec.layers] + [f"{spec.head} head"]
         self.digest = digest(spec, tensors)
-        self.numerics = fingerprint()
         self._a0 = tensors["a0"].copy() if spec.initial_state else np.zeros(spec.state_size, self.dtype)
         self._split = _split(spec.layers)
         with one_thread():
             self._take(list(_stages(spec, tensors)))
         self._widen = not token and self.dtype != np.float32  # dense tokens are float32, whatever the model computes in
         self.exact = not measure or measure_step(spec)
+        self._plays = self._takes_one() and _plays(spec)
+        self.numerics = f"{fingerprint()}, {tape.player()}" if self._plays else fingerprint()
 
     def _take(self, stages: list[_Stage]) -> None:
         """Have these as the layers."""
@@ -126,11 +129,18 @@ class Network(StepModel):
 
     def for_one(self) -> Network | None:
         """For one row at a time, where there is a recurrence and all layers have a twin for that."""
-        own = type(self).advance is Network.advance and type(self).head is Network.head
-        if not own or not self._split or not all(stage.layer is None or stage.layer.takes_one for stage in self._stages):
+        if not self._takes_one():
             return None
+        return Played(self) if self._plays else self.twin(attrgetter("one"))
+
+    def _takes_one(self) -> bool:
+        own = type(self).advance is Network.advance and type(self).head is Network.head
+        return own and self._split > 0 and all(stage.layer is None or stage.layer.takes_one for stage in self._stages)
+
+    def twin(self, one: Callable[[Any], Any]) -> Network:
+        """A twin for one row, with its parts done in this way, see `StepLayer.for_one`."""
         twin = copy.copy(self)
-        twin._take([stage._replace(layer=stage.layer and stage.layer.for_one()) for stage in self._stages])
+        twin._take([stage._replace(layer=stage.layer and stage.layer.for_one(one)) for stage in self._stages])
         return twin
 
     def _through(
@@ -160,6 +170,21 @@ class Network(StepModel):
         last = self.spec.layers[self._split - 1]
         start = self.state_size - last.state_size
         return states[:, start : start + last.outputs]
+
+
+class Played(Network):
+    """The twin for one row of a network, played from tapes.
+
+    Raises:
+        Exception: of any kind: something in it cannot be played.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        vars(self).update(vars(network) | tape.record(network))
+
+    def __reduce__(self) -> tuple[type[Played], tuple[Network]]:
+        return Played, (self._network,)
 
 
 def _stages(spec: Spec, tensors: dict[str, Array]) -> Iterable[_Stage]:
@@ -272,3 +297,15 @@ def measure_step(spec: Spec) -> bool:
         wild = states.copy()
         wild[1::2] = np.array([np.nan, np.inf, np.finfo(twin.dtype).max], twin.dtype)[np.arange(rows // 2) % 3, np.newaxis]
         return same([bits[::2] for bits in step(wild, inputs)], [bits[::2] for bits in together])
+
+
+_played: dict[str, bool] = {}  # by specification
+
+
+def _plays(spec: Spec) -> bool:
+    """Whether networks of this specification are played, which is measured once."""
+    text = spec.text()
+    if text not in _played:
+        _played[text] = False  # so that the network on which it is measured is not
+        _played[text] = bool(tape.player()) and tape.is_exact(random_network(spec))
+    return _played[text]

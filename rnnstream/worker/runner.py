@@ -39,6 +39,10 @@ class Runner:
         peeks: where peeks go on.
         stats: what is counted.
         keeper: told of what has to be kept; None where nothing is.
+
+    Attributes:
+        moves_one: a token that is alone makes no batch.
+        labels: the last bytes of ordinary replies, by id; None without a vocabulary.
     """
 
     def __init__(
@@ -46,9 +50,9 @@ class Runner:
     ) -> None:
         self.engine, self.stats = engine, stats
         self._answers, self._intake, self._peeks, self._keeper = answers, intake, peeks, keeper
-        self._one = keeper is None and engine.moves_one
+        self.moves_one = keeper is None and engine.moves_one
         vocabulary = engine.model.output.vocabulary
-        self._labels = [wire.step_label(label) for label in vocabulary] if vocabulary else None
+        self.labels = [wire.step_label(label) for label in vocabulary] if vocabulary else None
 
     def run(self, wave: Wave, now: float) -> list[bytes]:
         """Run a wave: the replies to its ordinary tokens; those to its other requests are its `answers` then."""
@@ -60,7 +64,7 @@ class Runner:
         if wave.others:
             self._carry_out_all(wave, steps, now)
         try:
-            if self._one and len(wave.rows) == 1 and wave.plain:
+            if self.moves_one and len(wave.rows) == 1 and wave.plain:
                 reply = self._run_one(wave, now)
                 if reply is not None:
                     return [reply]
@@ -72,12 +76,11 @@ class Runner:
         """`run` for an ordinary token that came alone, and is alone: the reply. None where it takes the way of batches."""
         engine, row = self.engine, wave.rows[0]
         t = engine.table.t.item(row) + 1
-        found = engine.compute_one(row, wave.xs[0])
+        found = engine.predict_one(row, wave.xs[0])
         if found is None or t > wire.STEP_T:
             return None
-        state, features = found
-        y, p = engine.likely_one(features)
-        reply = wire.step_reply(wave.names[0].encode(), t, y, p, self._labels)
+        state, y, p = found
+        reply = wire.step_reply(wave.names[0].encode(), t, y, p, self.labels)
         engine.commit_one(row, state, t, now)
         self.stats.batch(1, 1)
         if wave.marks:
@@ -274,10 +277,10 @@ class Runner:
             ps += some_ps.tolist()
         ts, sessions = moves.ts[: len(names)].tolist(), [name.encode() for name in names]
         try:
-            return wire.step_replies(sessions, ts, ids, ps, self._labels)
+            return wire.step_replies(sessions, ts, ids, ps, self.labels)
         except struct.error:  # a t beyond 32 bits
             vocabulary = model.output.vocabulary
-            replies = wire.step_replies(sessions, [min(t, wire.STEP_T) for t in ts], ids, ps, self._labels)
+            replies = wire.step_replies(sessions, [min(t, wire.STEP_T) for t in ts], ids, ps, self.labels)
             for place, (session, t, y, p) in enumerate(zip(sessions, ts, ids, ps, strict=True)):
                 if t > wire.STEP_T:
                     label = {"label": vocabulary[y]} if vocabulary else {}

@@ -3,6 +3,8 @@
 Run as a script it checks all variants with the kernels that OPENBLAS_CORETYPE chose, and prints their name.
 """
 
+from operator import attrgetter
+
 import numpy as np
 
 from rnnstream.model.blas import kernels, one_thread
@@ -22,7 +24,7 @@ def _steps(model: Network, states, inputs):
 def check_company(model: Network, tokens: list) -> None:
     """300 sessions through batches of every size, in random order and company, against each row alone, bit for bit.
 
-    And through the twin for one row, if the network has one.
+    And through its twins for one row, if the network has them: by calls, and played from a tape where there is what plays it.
 
     Their states are random with full mantissa: from zeros, the products of the recurrence would be zeros too.
 
@@ -36,10 +38,10 @@ def check_company(model: Network, tokens: list) -> None:
     with one_thread():
         alone = [_steps(model, states[i : i + 1], inputs[i : i + 1]) for i in range(SESSIONS)]
         expected = [np.concatenate(bits) for bits in zip(*alone, strict=True)]
-        one = model.for_one()
-        for i in range(SESSIONS if one is not None else 0):
-            got = _steps(one, states[i], inputs[i] if inputs.ndim == 2 else inputs.item(i))
-            assert [some.tobytes() for some in got] == [bits[i].tobytes() for bits in expected], f"row {i} without the axis"
+        for one in [] if model.for_one() is None else [model.for_one(), model.twin(attrgetter("one"))]:
+            for i in range(SESSIONS):
+                got = _steps(one, states[i], inputs[i] if inputs.ndim == 2 else inputs.item(i))
+                assert [some.tobytes() for some in got] == [bits[i].tobytes() for bits in expected], f"row {i} without the axis"
         for size in SIZES:
             order = rng.permutation(SESSIONS)
             for start in range(0, SESSIONS, size):

@@ -1,0 +1,198 @@
+"""Tapes: one row without NumPy's calls, with its bits. That networks have these bits in every company is in test_exactness."""
+
+import numpy as np
+import pytest
+
+from rnnstream.model import tape
+from rnnstream.model.blas import fingerprint, one_thread
+from rnnstream.model.network import Network, Played, random_network
+from rnnstream.model.outcomes import most_likely_of_one
+from rnnstream.model.spec import parse
+
+from .nets import VARIANTS, dense, gru, layernorm, network, onehot, rnn, token_spec
+
+pytestmark = pytest.mark.skipif(not tape.player(), reason="rnnstream-kernel is not installed, or NumPy's BLAS not known to it")
+
+# What has no twin for one row, and what a tape cannot hold: sums over a row, and dense tokens that are widened.
+OTHERS = {"windows", "residuals", "no memory, tokens", "no memory, dense"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_which_networks_are_played(name, dtype):
+    model = network(VARIANTS[name] | {"dtype": dtype})
+    widened = model.input.kind == "dense" and dtype == "float64"
+    assert isinstance(model.for_one(), Played) is (name not in OTHERS and not widened)
+
+
+def test_who_plays_is_in_the_fingerprint_of_what_is_played():
+    played, by_calls = (
+        network(VARIANTS["vanilla"]),
+        network(token_spec(onehot(), rnn(9), layernorm(), rnn(9), dense(5), size=5)),
+    )
+    assert played.numerics == f"{fingerprint()}, {tape.player()}"
+    assert not isinstance(by_calls.for_one(), Played)
+    assert by_calls.numerics == fingerprint()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [2, 100, 1024, 1025])
+def test_predict_is_advance_head_and_the_most_likely(size, dtype):
+    model = network(token_spec(onehot(), gru(40), dense(size), size=size) | {"dtype": dtype})
+    one, rng = model.for_one(), np.random.default_rng(0)
+    assert hasattr(one, "predict") is (size <= 1024)  # of more logits, NumPy's search is as fast
+    with one_thread():
+        for state in rng.uniform(-1, 1, (50 if size <= 1024 else 0, 40)).astype(dtype):
+            x = int(rng.integers(size))
+            new, y, p = one.predict(state, x)
+            expected, features = one.advance(state, x)
+            assert new.tobytes() == expected.tobytes()
+            assert (y, p) == most_likely_of_one(one.head(features))
+            assert type(y) is int
+            assert type(p) is float
+
+
+def predict(logits):
+    """`predict` for these logits, on a tape that has them as its state."""
+    recorder = tape.Recorder(logits.dtype)
+    state, out = recorder.vector(len(logits)), recorder.vector(1)
+    recorder.ends(state, None, out, state)
+    return recorder.tape.predict(logits, 0)[1:]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_most_likely_of_odd_logits(dtype):
+    rng = np.random.default_rng(1)
+    nan, inf, large = np.nan, np.inf, np.finfo(dtype).max
+    odd = [[0], [nan], [inf], [-inf], [1, nan, 2], [inf, 1, inf], [-inf, -inf], [3, 3, 1], [large, -large], [large, inf, nan]]
+    odd += [[1, 1 + 1e-7, 0], [1 - 1e-7, 1], [0, -0.0], [-0.0, 0]]  # of which the largest is not the first whose exp() is 1
+    rows = [np.array(row, dtype) for row in odd] + [rng.normal(0, 5, n).astype(dtype) for n in range(1, 200)]
+    with one_thread():
+        for logits in rows:
+            np.testing.assert_equal(predict(logits), most_likely_of_one(logits))
+
+
+def test_a_state_that_would_not_be_finite():
+    model = network(token_spec(onehot(), rnn(8, "relu"), dense(5), size=5))
+    one = model.for_one()
+    with one_thread():
+        for place, bad in ((0, np.nan), (7, np.inf), (3, np.finfo("float32").max)):
+            state = np.full(8, 0.5, np.float32)
+            state[place] = bad
+            assert (one.predict(state, 1) is None) is not np.isfinite(one.advance(state, 1)[0]).all()
+        assert one.predict(np.full(8, np.nan, np.float32), 1) is None
+
+
+def test_a_tape_that_gives_other_bits_is_not_played(monkeypatch):
+    spec = parse(VARIANTS["vanilla"])
+    assert tape.is_exact(random_network(spec))
+    elementwise = tape.Recorder.elementwise
+
+    def other(self, ufunc, inputs, out):
+        return elementwise(self, np.subtract if ufunc is np.add else ufunc, inputs, out)
+
+    monkeypatch.setattr(tape.Recorder, "elementwise", other)
+    assert not tape.is_exact(random_network(spec))
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda a, x: (a.sum() + a, a),
+        lambda a, x: (np.sort(a), a),
+        lambda a, x: (np.cumsum(a), a),
+        lambda a, x: (np.asarray(a) + 1, a),  # which nothing notes
+        lambda a, x: (np.add(a[1:], a[:-1], out=a[1:]), a),
+        lambda a, x: (a > 0, a),
+        lambda a, x: (np.frexp(a)[0], a),
+        lambda a, x: (a + np.arange(9.0), a),  # float64 to float32
+    ],
+    ids=["a sum", "sorted", "a running sum", "a plain array", "an overlap", "another dtype", "two results", "mixed"],
+)
+def test_what_a_tape_cannot_hold_is_not_played(step, monkeypatch):
+    model = network(VARIANTS["vanilla"])
+    odd = model.twin(lambda part: part.one)
+    odd.advance = step
+    monkeypatch.setattr(Network, "twin", lambda self, one: odd)
+    with pytest.raises((tape.Unplayable, TypeError, ValueError)):
+        tape.record(model)
+
+
+def vector(n=4, dtype=np.float32):
+    return np.zeros(n, dtype)
+
+
+def table(k=3, n=4, dtype=np.float32):
+    return np.zeros((k, n), dtype)
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda t: t.copy(vector(3), vector(4)),
+        lambda t: t.copy(vector(4), vector(4, np.float64)),
+        lambda t: t.copy(vector(4), table(8, 8)[::2, 0]),
+        lambda t: t.copy(vector(4), [1, 2, 3, 4]),
+        lambda t: t.copy(vector(4)),
+        lambda t: t.row(vector(3), table()),
+        lambda t: t.row(vector(12), table().ravel()),
+        lambda t: t.product(table(2, 4), table(2, 5), table(4, 4)),
+        lambda t: t.product(table(2, 4), table(3, 4), table(4, 4)),
+        lambda t: t.product(table(2, 5), table(2, 4), table(4, 4)),
+        lambda t: t.product(table(4, 2).T, table(2, 4), table(4, 4)),
+        lambda t: t.product(table(2, 1), table(2, 4), table(4, 1)),
+        lambda t: t.product(vector(4), table(1, 4), table(4, 4)),
+        lambda t: t.product(table(2, 4), table(2, 4), table(4, 4).T[::2].T),
+        lambda t: t.loop(np.tanh, vector(3), vector(4)),
+        lambda t: t.loop(np.tanh, vector(4), vector(1)),
+        lambda t: t.loop(np.tanh, vector(4)),
+        lambda t: t.loop(np.add, vector(4), vector(4)),
+        lambda t: t.loop(np.add, vector(4), vector(2), vector(4)),
+        lambda t: t.loop(np.divmod, vector(4), vector(4), vector(4)),
+        lambda t: t.loop(np.isnan, vector(4), vector(4)),
+        lambda t: t.loop(np.matmul, vector(4), vector(4), vector(4)),
+        lambda t: t.loop(np.bitwise_and, vector(4), vector(4), vector(4)),
+        lambda t: t.loop(sum, vector(4), vector(4)),
+        lambda t: t.loop(np.tanh, table(), table()),
+        lambda t: t.loop(),
+        lambda t: t.ends(vector(), None),
+        lambda t: t.ends(vector(), None, vector(), vector(), vector()),
+        lambda t: t.ends(vector(), None, table()),
+        lambda t: t.ends(None, None, vector()),
+        lambda t: t.play(vector()),
+        lambda t: t.predict(vector(), 0),
+    ],
+)
+def test_what_does_not_go_together_is_refused(put):
+    made = tape.kernel.Tape(np.float32)
+    with pytest.raises((TypeError, ValueError)):
+        put(made)
+    assert len(made) == 0
+
+
+def test_what_a_tape_is_given_is_looked_at():
+    model = network(token_spec(onehot(), rnn(4), dense(5), size=5))
+    one = model.for_one()
+    with one_thread():
+        for state, x in [(vector(3), 0), (vector(4, np.float64), 0), ([0.0] * 4, 0), (vector(4), 1.0), (vector(4), None)]:
+            for play in (one.advance, one.predict):
+                with pytest.raises((TypeError, ValueError)):
+                    play(state, x)
+        for x in (5, -1, 1 << 70):
+            with pytest.raises(IndexError):
+                one.advance(vector(4), x)
+        assert one.advance(vector(4), np.int64(4))[0].tobytes() == one.advance(vector(4), 4)[0].tobytes()
+    with pytest.raises(TypeError):
+        tape.kernel.Tape(np.int32)
+
+
+def test_what_comes_out_is_nobody_elses():
+    model = network(VARIANTS["lstm"])
+    one, state = model.for_one(), model.initial_state()
+    with one_thread():
+        first = one.advance(state, 1)
+        kept = [array.copy() for array in first]
+        one.advance(first[0], 2)
+        one.predict(first[0], 3)
+    assert all(np.array_equal(array, before) for array, before in zip(first, kept, strict=True))
+    assert state.tobytes() == model.initial_state().tobytes()
