@@ -15,6 +15,7 @@ from rnnstream.errors import Internal, RequestError, StoreError
 from rnnstream.store.interface import Store
 from rnnstream.wire import replies as wire
 from rnnstream.wire.limits import Limits
+from rnnstream.worker.alone import Alone
 from rnnstream.worker.answers import Answers
 from rnnstream.worker.intake import Intake
 from rnnstream.worker.keeper import Keeper
@@ -47,6 +48,7 @@ class Core:
 
     Attributes:
         stats: what has been done so far.
+        alone: may answer a body that comes alone while nothing is `waiting`, instead of `take` and `turn`; None: nothing may.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class Core:
         self._intake = Intake(engine, self._answers, limits, keeper, quotas=quotas, is_admin=is_admin)
         self._peeks = Peeks(engine, self._answers)
         self._runner = Runner(engine, self._answers, self._intake, self._peeks, self.stats, keeper)
+        straight = self._runner.moves_one and engine.idle_timeout_s is None
+        self.alone = Alone(engine, self._intake.parts, self._runner.labels) if straight else None
         self._keeper, self._hold_s = keeper, hold_s
         self._group: list[tuple[Wave, list[bytes]]] = []  # waves that have run, and their replies, which are still held
         self._group_began = 0.0
@@ -184,9 +188,7 @@ class Core:
 
     def sent(self, now: float) -> None:
         """The replies of the last turn were sent."""
-        for bodies, arrived in self._answered:
-            self.stats.answered(bodies, now - arrived)
-        self.stats.end(now)
+        self.stats.end(now, self._answered)
 
     def handle(
         self, addresses: Sequence[Address], bodies: Sequence[bytes], now: float, users: Sequence[str | None] | None = None

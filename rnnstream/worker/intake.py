@@ -47,6 +47,7 @@ class Intake:
         crowded: connections to be cut off.
         reply_bytes: upper bound of the bytes of an ordinary reply.
         told: replies that name sessions, of which the store may not keep the last changes yet.
+        parts: of ordinary tokens that were met.
         again: the last `take` had a token that came alone, of a session that waits already.
     """
 
@@ -67,7 +68,7 @@ class Intake:
         self.reply_bytes = reply_bytes(engine.model)
         # Ids below this take the short way; with dense input or another head, none does.
         self._plain_size = source.size if source.kind == "token" and output.kind == "categorical" else 0
-        self._parts = Parts(self._plain_size, engine.table.rows)
+        self.parts = Parts(self._plain_size, engine.table.rows)
         self._refusals = Refusals(answers, limits)
         self.order = Order()
         self._standing = Standing(quotas, is_admin, self.order)
@@ -98,7 +99,7 @@ class Intake:
         """Put what has arrived into waves, or answer it; see `Core.take`."""
         table, waiting, held = self._engine.table, self.waves.waiting, self.order.held
         rows, producers = table.rows, table.producers
-        parts = self._parts
+        parts = self.parts
         sessions, numbered, ids, known_producers, read = parts.sessions, parts.numbered, parts.ids, parts.producers, parts.read
         wave, self._now, most = self.waves.first(), now, self._limits.waiting
         self._refusals.begin()

@@ -52,12 +52,13 @@ class Outbox:
         cut_count: how many were.
         cut_now: those since `take_cut`.
         dropped: replies to peers that were gone or cut off.
+        waiting: by routing id: the replies that wait for their reader.
     """
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         # The sugar around send() costs as much again as the call.
         self._send: Callable[..., None] = partial(zmq.backend.Socket.send, socket)
-        self._waiting: dict[bytes, Backlog] = {}
+        self.waiting: dict[bytes, Backlog] = {}
         self._now = self._tried_at = 0.0
         self.cut: OrderedDict[bytes, None] = OrderedDict()
         self.cut_count = 0
@@ -66,7 +67,7 @@ class Outbox:
 
     def __bool__(self) -> bool:
         """Whether a reply waits for its reader."""
-        return bool(self._waiting)
+        return bool(self.waiting)
 
     def send(self, replies: Sequence[tuple[Address, bytes]], now: float) -> None:
         """Send replies, in this order for each peer, without waiting for anyone.
@@ -76,9 +77,9 @@ class Outbox:
             now: seconds, monotonic.
         """
         self._now = now
-        if self._waiting and now - self._tried_at >= RETRY_S:
+        if self.waiting and now - self._tried_at >= RETRY_S:
             self._retry(now)
-        send, waiting, cut = self._send, self._waiting, self.cut
+        send, waiting, cut = self._send, self.waiting, self.cut
         for address, body in replies:
             if type(address) is bytes and address not in waiting and address not in cut:
                 try:
@@ -89,12 +90,24 @@ class Outbox:
             else:
                 self._send_or_keep(address, body)
 
+    def send_one(self, address: Address, body: bytes, now: float) -> None:
+        """`send` for one reply."""
+        if self.waiting or self.cut or type(address) is not bytes:
+            self.send([(address, body)], now)
+            return
+        self._now = now
+        try:
+            self._send(address, FIRST)
+            self._send(body, LAST)
+        except zmq.ZMQError as problem:
+            self._refused(address, body, problem.errno)
+
     def _send_or_keep(self, address: Address, body: bytes) -> None:
         peer = routing_id(address)
         if peer in self.cut:  # for good: with a reply missing, the next one would pass for it
             self.dropped += 1
             return
-        if peer in self._waiting:
+        if peer in self.waiting:
             self._keep(address, body)
             return
         try:
@@ -117,7 +130,7 @@ class Outbox:
 
     def cut_off(self, peer: bytes) -> None:
         """Let go of a peer for good: its replies are dropped, and whoever reads the socket passes over its messages."""
-        backlog = self._waiting.pop(peer, None)
+        backlog = self.waiting.pop(peer, None)
         self.dropped += len(backlog.replies) if backlog is not None else 0
         self.cut[peer] = None
         self.cut_count += 1
@@ -133,14 +146,14 @@ class Outbox:
 
     def let_go(self, peer: bytes) -> None:
         """Nothing that waits may reach this routing id any more: its connection has ended, and somebody else may take it."""
-        backlog = self._waiting.pop(peer, None)
+        backlog = self.waiting.pop(peer, None)
         self.dropped += len(backlog.replies) if backlog is not None else 0
 
     def _keep(self, address: Address, body: bytes) -> None:
         peer = routing_id(address)
-        backlog = self._waiting.get(peer)
+        backlog = self.waiting.get(peer)
         if backlog is None:
-            backlog = self._waiting[peer] = Backlog(deque(), 0, self._now)
+            backlog = self.waiting[peer] = Backlog(deque(), 0, self._now)
         backlog.replies.append((address, body))
         backlog.size += _size(address, body)
         stalled = self._now - backlog.taken_at >= STALLED_S
@@ -149,7 +162,7 @@ class Outbox:
 
     def _retry(self, now: float) -> None:
         self._tried_at = now
-        for peer, backlog in list(self._waiting.items()):
+        for peer, backlog in list(self.waiting.items()):
             replies = backlog.replies
             try:
                 while replies:
@@ -162,7 +175,7 @@ class Outbox:
                 if problem.errno != zmq.EHOSTUNREACH:
                     raise
                 self.dropped += len(replies)
-            del self._waiting[peer]
+            del self.waiting[peer]
 
 
 def _size(address: Address, body: bytes) -> int:

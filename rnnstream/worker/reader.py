@@ -40,7 +40,7 @@ DOUBTS = (
 )
 PEERS = 10_000  # that are remembered; beyond, all are met anew
 
-Raw = Any  # a body as it came: bytes, or a zmq.Frame
+Raw = Any  # a body: bytes, or a zmq.Frame
 
 
 class Reader:
@@ -49,40 +49,55 @@ class Reader:
     Args:
         socket: a ROUTER.
         cut: routing ids of those whose messages are passed over.
-        first: the first routing id that ZeroMQ has made for this socket. None: every message is looked at, and every body is a
-            frame, for whoever asks it for its properties.
+        first: the first routing id that ZeroMQ has made for this socket. None: every message is looked at.
+        frames: give out bodies as frames, for whoever asks them for their properties; without `first`.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], cut: Container[bytes], *, first: bytes | None = None) -> None:
+    def __init__(
+        self, socket: zmq.Socket[bytes], cut: Container[bytes], *, first: bytes | None = None, frames: bool = False
+    ) -> None:
         self._socket, self._cut = socket, cut
         # The sugar around recv() costs as much again as the call.
         self._recv: Callable[..., bytes] = partial(zmq.backend.Socket.recv, socket)
         self._recv_frame: Callable[..., zmq.Frame] = partial(zmq.backend.Socket.recv, socket)  # type: ignore[assignment]
-        self._trusting, self._frames = first is not None, first is None
+        self._trusting, self._frames = first is not None, frames
         self._bare: dict[bytes, int] = {}  # peers whose last message was a body alone, and their descriptors
         self._first = _number(first) if first is not None else 0
         self._doubts = 0
         self._newest = 0  # the routing id that was made last, of those met: how many were made before
 
-    def read(self, most: int, *, wait: bool = False, alone: bool = False) -> tuple[list[Address], list[Raw], bool]:
+    def wait(self) -> tuple[list[Address], list[Raw], bool]:
+        """The next message, as `read`. If it was really waited for, it is taken for the only one.
+
+        For to ask for more than there is costs 2.7 us.
+        """
+        started = time.perf_counter()
+        address: Address = self._recv(READ)
+        body = self._recv_frame(READ_NOW, False)
+        if body.more or address not in self._bare:
+            address, body = self._whole([routing_id(address)], body)
+        waited = time.perf_counter() - started > WAITED_S
+        if self._cut and routing_id(address) in self._cut:
+            return [], [], False
+        return [address], [body if self._frames else body.bytes], not waited
+
+    def read(self, most: int, *, wait: bool = False) -> tuple[list[Address], list[Raw], bool]:
         """Some of what has arrived: where from, and bodies; and whether there may be more.
 
         Args:
             most: messages.
             wait: for the first one.
-            alone: if that was really waited for, take it for the only one. To ask for more than there is costs 2.7 us.
         """
         addresses: list[Address] = []
         bodies: list[Raw] = []
         recv, recv_frame, bare, last = self._recv, self._recv_frame, self._bare, most - 1
         size, trusted, more = 0, False, True
-        started = time.perf_counter() if wait and alone else 0.0
         flags = READ if wait else READ_NOW
         try:
             for place in range(most):
                 address = recv(flags)
                 flags = READ_NOW
-                if address in bare and place < last and size < CHUNK_BYTES and not started:
+                if address in bare and place < last and size < CHUNK_BYTES:
                     body: Raw = recv(READ_NOW)
                     addresses.append(address)
                     bodies.append(body)
@@ -107,11 +122,6 @@ class Reader:
                 trusted = False
                 if size >= CHUNK_BYTES:
                     break
-                if started:
-                    if time.perf_counter() - started > WAITED_S:
-                        more = False
-                        break
-                    started = 0.0
         except zmq.Again:
             more = False
         if self._cut and any(routing_id(address) in self._cut for address in addresses):

@@ -81,7 +81,7 @@ class Router:
         wake: a body that only says that `stopping` is set; it is not handed on.
         clock: seconds, monotonic.
         connections: say whose each message is; None on an open worker.
-        first: the first routing id that ZeroMQ has made for the socket, if not every body has to come as a frame.
+        first: the first routing id that ZeroMQ has made for the socket, if not every message has to be looked at.
 
     Attributes:
         stopping: set to True, and wake the loop, to end it.
@@ -98,14 +98,17 @@ class Router:
         first: bytes | None = None,
     ) -> None:
         self.socket, self.core, self.outbox = socket, core, Outbox(socket)
+        core.stats.outbox = self.outbox
         self._clock = clock
         self._wake = wake
         self._company_until = 0.0
         self._alone = True
+        self._busy = False  # something may wait in the core
         self._enough = FIRST_BODIES  # new requests for a turn
         self._again = False
-        self._reader = Reader(socket, self.outbox.cut, first=first)
+        self._reader = Reader(socket, self.outbox.cut, first=first, frames=connections is not None)
         self._connections = connections
+        self._straight = core.alone if connections is None else None
         self._hand_on: Callable[..., None] = core.take if connections is None else self._hand_on_claimed
         self._send = self.outbox.send if connections is None else self._send_living
         self.stopping = False
@@ -114,7 +117,9 @@ class Router:
         """Serve until `stopping`; then answer what was read."""
         core, outbox, clock = self.core, self.outbox, self._clock
         while not self.stopping:
-            self._turn(self._take_in())
+            taken_at = self._take_in()
+            if taken_at is not None:
+                self._turn(taken_at)
         while core.waiting:
             self._turn(clock())
         deadline = clock() + FLUSH_S
@@ -122,20 +127,30 @@ class Router:
             self.socket.poll(int(RETRY_S * 1000), zmq.POLLERR)
             self._send([], clock())
 
-    def _take_in(self) -> float:
-        """Take in what has arrived, for as long as a turn may; when that was done, in seconds."""
-        core, clock = self.core, self._clock
-        before = core.waiting
+    def _take_in(self) -> float | None:
+        """Take in what has arrived, for as long as a turn may; when that was done, in seconds. None: it is answered already."""
+        core, outbox, clock = self.core, self.outbox, self._clock
+        before = core.waiting if self._busy else 0
         # When a session has come again, the wave with that runs before anything else is read: as long as its reply is held
         # back, all else of its connection takes the long way in, and an overload would never end.
         again, self._again = self._again, False
         if before and (again or core.full):
             return clock()
         addresses, bodies, more = self._drain(FIRST_BODIES, wait=not before)
-        peers = set(addresses)
         self._alone = len(bodies) == 1
         now = clock()
+        if self._alone and not before and not more and self._straight is not None and self._enough == FIRST_BODIES:
+            reply = self._straight.answer(bodies[0], now)
+            if reply is not None:
+                outbox.send_one(addresses[0], reply, now)
+                core.stats.alone(now, clock())
+                if outbox.cut_now:
+                    self._cut_off()
+                self._busy = False
+                return None
+        self._busy = True
         self._hand_on(addresses, bodies, now)
+        peers = set(addresses)
         if more:
             if self._flooded(addresses, len(peers), now):
                 return now
@@ -171,7 +186,6 @@ class Router:
         self._send(core.turn(now), now)
         if core.crowded or outbox.cut_now:
             self._cut_off()
-        core.stats.dropped, core.stats.cut_off = outbox.dropped, outbox.cut_count
         core.sent(self._clock())
 
     def _cut_off(self) -> None:
@@ -203,13 +217,19 @@ class Router:
 
     def _drain(self, most: int, *, wait: bool = False) -> tuple[list[Address], list[Raw], bool]:
         """Some of what has arrived, and whether there may be more. May wait for something."""
-        if wait and self.outbox:  # somebody may have begun to read again
+        if wait and self.outbox.waiting:  # somebody may have begun to read again
             if not self.socket.poll(int(RETRY_S * 1000)):
                 return [], [], False
             wait = False
         # Who came alone the last time, and was waited for, is taken to be alone now. Where there was company, the first to
         # come is not: a turn for it alone would hold up the others.
-        addresses, bodies, more = self._reader.read(most, wait=wait, alone=self._alone)
+        if wait and self._alone:
+            addresses, bodies, more = self._reader.wait()
+            if more:
+                others, their_bodies, more = self._reader.read(most - 1)
+                addresses, bodies = addresses + others, bodies + their_bodies
+        else:
+            addresses, bodies, more = self._reader.read(most, wait=wait)
         if self.stopping:
             kept = [(a, b) for a, b in zip(addresses, bodies, strict=True) if bytes(b) != self._wake]
             return [a for a, _ in kept], [b for _, b in kept], False

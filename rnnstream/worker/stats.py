@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+
+from rnnstream.worker.outbox import Outbox
 
 RATES_S = (1, 10, 60)  # over which tokens a second are told
 SAMPLE_S = 0.5  # between the samples for them
@@ -19,15 +22,15 @@ class Stats:
         bodies: that were taken in.
         repeats: numbered requests that got their kept reply.
         errors: replies by error code.
-        dropped: replies to peers that were gone or cut off.
-        cut_off: peers that did not read their replies.
+        outbox: counts replies to peers that were gone or cut off, and those that were; None where nothing is sent.
         connections: that there are.
         refused: handshakes that failed, and connections beyond the most that there may be.
     """
 
     def __init__(self) -> None:
-        self.tokens = self.bodies = self.repeats = self.dropped = self.cut_off = self.connections = self.refused = 0
+        self.tokens = self.bodies = self.repeats = self.connections = self.refused = 0
         self.errors: Counter[str] = Counter()
+        self.outbox: Outbox | None = None
         # Histograms by powers of two: place k counts what is below 2 ** k and not below 2 ** (k - 1).
         self._batches = [0] * 32
         self._latencies = [0] * 48
@@ -41,12 +44,18 @@ class Stats:
         self._batches[rows.bit_length()] += 1
         self.tokens += counted
 
-    def answered(self, bodies: int, seconds: float) -> None:
-        """So many bodies were answered this long after they had been taken in."""
-        self._latencies[min(int(seconds * 1e6).bit_length(), 47)] += bodies
+    def alone(self, arrived: float, now: float) -> None:
+        """A turn with a single token, which came alone: all that is counted of it."""
+        self.tokens += 1
+        self.bodies += 1
+        self._batches[1] += 1
+        self._latencies[min(int((now - arrived) * 1e6).bit_length(), 47)] += 1
+        self.end(now)
 
-    def end(self, now: float) -> None:
-        """A turn of the loop has ended."""
+    def end(self, now: float, answered: Iterable[tuple[int, float]] = ()) -> None:
+        """A turn of the loop has ended, and answered so many bodies that had been taken in at such a time."""
+        for bodies, arrived in answered:
+            self._latencies[min(int((now - arrived) * 1e6).bit_length(), 47)] += bodies
         if self._started is None:
             self._started, self._last = now, (now, 0)
         if now >= self._sample_at:  # there may have been silence until this turn
@@ -75,8 +84,8 @@ class Stats:
             "bodies": self.bodies,
             "repeats": self.repeats,
             "errors": dict(self.errors),
-            "dropped": self.dropped,
-            "cut_off": self.cut_off,
+            "dropped": self.outbox.dropped if self.outbox is not None else 0,
+            "cut_off": self.outbox.cut_count if self.outbox is not None else 0,
             "connections": self.connections,
             "refused": self.refused,
             "batches": _histogram(self._batches),

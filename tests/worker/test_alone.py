@@ -8,10 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from rnnstream.wire.replies import STEP_T
+from rnnstream.wire.replies import STEP_T, decode
 from tests.engine.models import SPOILED, network, relu
 
-from .driving import Driver, codes, step
+from .driving import Driver, codes, pack, step
 
 Drive = Callable[..., Driver]
 
@@ -26,6 +26,55 @@ def test_a_token_alone_gets_the_reply_that_it_gets_in_company(drive: Drive, voca
             address = f"peer {i}".encode()
             assert alone.ask(request, address=address) == company.replies[address].pop()
         assert alone.states() == company.states()
+
+
+@pytest.mark.parametrize("vocabulary", [False, True])
+def test_the_straight_way_gives_the_replies_of_the_other(drive: Drive, vocabulary: bool) -> None:
+    straight, other = drive(network(vocabulary=vocabulary)), drive(network(vocabulary=vocabulary))
+    alone = straight.core.alone
+    assert alone is not None
+    other.core.alone = None
+    for driver in (straight, other):
+        for _ in range(2):  # it opens the session, and its parts are met
+            driver.ask(step("s", 1))
+        for x in range(7):
+            driver.ask(step("s", x))
+    for i in range(30):
+        reply = alone.answer(pack([step("s", i % 7)]), 50.0 + i)
+        assert reply is not None
+        assert decode(reply) == other.ask(step("s", i % 7))
+        assert straight.states() == other.states()
+        assert straight.engine.table.moved_at[0] == 50.0 + i
+    straight.check()
+    before = straight.states()
+    nothing = [step("new", 1), step("s", 1, id=1), step("s", 1, producer="p", n=1), step("s", 7), step("s", 1, want="none")]
+    for request in nothing:
+        assert alone.answer(pack([request]), 90.0) is None
+    assert alone.answer(b"", 90.0) is None
+    straight.engine.table.t[0] = STEP_T
+    assert alone.answer(pack([step("s", 1)]), 90.0) is None
+    straight.engine.table.t[0] = before["s"][0]
+    assert straight.states() == before
+
+
+def test_the_straight_way_leaves_what_goes_wrong_to_the_other(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = drive(relu())
+    alone = driver.core.alone
+    assert alone is not None
+    for x in (1, 1, SPOILED):
+        driver.ask(step("s", x))
+    before = driver.states()
+    assert alone.answer(pack([step("s", SPOILED)]), 0.0) is None
+    with monkeypatch.context() as broken:
+        broken.setattr(driver.engine, "predict_one", lambda row, token: 1 / 0)
+        assert alone.answer(pack([step("s", 1)]), 0.0) is None
+    assert driver.states() == before
+    assert alone.answer(pack([step("s", 1)]), 0.0) is not None
+
+
+def test_where_sessions_expire_or_are_kept_there_is_no_straight_way(drive: Drive) -> None:
+    assert drive(network(), idle_timeout_s=1.0).core.alone is None
+    assert drive(network()).core.alone is not None
 
 
 @pytest.mark.parametrize("t", [STEP_T - 1, STEP_T])
@@ -53,7 +102,7 @@ def test_a_twin_that_fails_is_told_of_and_logged(
     driver.ask(step("s", 1))
     before = driver.states()
     with monkeypatch.context() as broken, caplog.at_level(logging.ERROR, "rnnstream.worker"):
-        broken.setattr(driver.engine._one, "head", lambda features: np.ones(3) / "x")
+        broken.setattr(driver.engine, "predict_one", lambda row, token: np.ones(3) / "x")
         assert codes(driver.ask(step("s", 1))) == ["internal"]
     assert driver.states() == before
     assert "a wave of 1 tokens failed" in caplog.text

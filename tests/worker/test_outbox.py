@@ -76,7 +76,7 @@ def test_what_a_pipe_does_not_take_waits_and_comes_later_in_order(ends: Ends, en
         ends.send(later=True)
     seen += read(slow)
     assert seen == [[*envelope, b"%d" % i] for i in range(120)]
-    assert (ends.outbox.dropped, ends.outbox._waiting, len(ends.outbox.cut)) == (0, {}, 0)
+    assert (ends.outbox.dropped, ends.outbox.waiting, len(ends.outbox.cut)) == (0, {}, 0)
 
 
 def test_a_peer_is_cut_off_at_a_bound_for_what_waits_and_not_for_what_has_waited(
@@ -144,7 +144,7 @@ def test_replies_to_a_peer_that_is_gone_are_dropped_and_counted(ends: Ends) -> N
     assert ends.outbox.dropped == 13 - ROOM
     ends.send((b"nobody", b"x"))
     assert ends.outbox.dropped == 14 - ROOM
-    assert ends.outbox._waiting == {}
+    assert ends.outbox.waiting == {}
 
 
 def test_of_a_peer_that_was_let_go_nothing_waits_for_whoever_has_its_routing_id_next(ends: Ends) -> None:

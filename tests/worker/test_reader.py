@@ -203,7 +203,7 @@ def test_so_many_peers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_where_bodies_are_asked_whose_they_are_all_of_them_are_frames() -> None:
     ends = Ends("inproc://frames")
-    ends.reader = Reader(ends.socket, ends.cut)
+    ends.reader = Reader(ends.socket, ends.cut, frames=True)
     peer = ends.peer()
     for _ in range(10):
         peer.send(b"more")

@@ -171,10 +171,7 @@ class Walk:
 
     def drain(self, number: int) -> None:
         """What arrives in one drain."""
-        bodies = [self.arrive() for _ in range(self.random.choice([0, 0, 1, 1, 2, 5]))]
-        if self.random.random() < 0.2:
-            bodies = [(address, memoryview(body)) for address, body in bodies]
-        self.driver.handle(*bodies)
+        self.driver.handle(*[self.arrive() for _ in range(self.random.choice([0, 0, 1, 1, 2, 5]))])
         while self.driver.core.waiting > 500:
             self.driver.handle()
         if not number % 20:

@@ -247,7 +247,7 @@ def test_replies_that_wait_for_a_slow_reader_come_whole_and_in_order(envelope: l
                 stream.go()
                 if not outbox:
                     break
-            assert (outbox.dropped, len(outbox.cut), outbox._waiting) == (0, 0, {})
+            assert (outbox.dropped, len(outbox.cut), outbox.waiting) == (0, 0, {})
 
 
 def test_a_reply_to_a_peer_that_is_gone_is_dropped_and_counted() -> None:

@@ -1,0 +1,236 @@
+"""Ordinary tokens are told by their bytes: whatever is told is what decoding would have found, and all else is decoded."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rnnstream.wire import ordinary
+from rnnstream.wire.ordinary import PRODUCER, UINT, UINT_FIRST, N, Parts, X
+from tests.engine.models import network
+
+from .driving import Driver, codes, step
+
+Drive = Callable[..., Driver]
+
+SIZE = 7  # of the network's vocabulary
+NAMES = [
+    "s",
+    "turbine-7",
+    "x" * 31,
+    "y" * 32,
+    "z" * 200,
+    "\u00a1x\u0007",
+    "\u0861x",
+    "\u00a1n\u0001",
+    "\u00a8producer",
+    "session",
+    "",
+]
+
+
+def uints(number: int) -> list[bytes]:
+    """All ways to write an unsigned int, and a signed one."""
+    ways = [bytes([number])] if number < 128 else []
+    for first, form in ((0xCC, "B"), (0xCD, "H"), (0xCE, "I"), (0xCF, "Q"), (0xD3, "q")):
+        if number < 1 << 8 * struct.calcsize(">" + form):
+            ways.append(bytes([first]) + struct.pack(">" + form, number))
+    return ways
+
+
+def body(session: str, x: bytes, producer: str | None = None, n: bytes = b"") -> bytes:
+    """A token in the usual order of its keys."""
+    numbered = b"" if producer is None else PRODUCER + msgpack.packb(producer) + N + n
+    return bytes([0x82 + 2 * (producer is not None)]) + b"\xa7session" + msgpack.packb(session) + X + x + numbered
+
+
+def told(parts: Parts, data: bytes) -> tuple[Any, ...] | None:
+    """What is told of a body by parts that were met, as `Intake.take` does; None: nothing."""
+    head, _, tail = data.rpartition(X)
+    if head in parts.sessions and tail in parts.ids:
+        return parts.sessions[head], parts.ids[tail], None, 0
+    x, _, rest = tail.partition(PRODUCER)
+    producer, _, n = rest.rpartition(N)
+    if head not in parts.numbered or x not in parts.ids or producer not in parts.producers or len(n) not in UINT:
+        return None
+    first, number = UINT[len(n)](n)
+    if first != UINT_FIRST[len(n)]:
+        return None
+    return parts.numbered[head], parts.ids[x], parts.producers[producer], number
+
+
+def decoded(data: bytes) -> Any:
+    try:
+        return msgpack.unpackb(data)
+    except Exception:
+        return None
+
+
+def as_map(session: str, x: int, producer: str | None, n: int) -> dict[str, Any]:
+    return {"session": session, "x": x} | ({} if producer is None else {"producer": producer, "n": n})
+
+
+def every_body(xs: range, ns: list[int]) -> list[bytes]:
+    plain = [body(name, way) for name in NAMES for x in xs for way in uints(x)]
+    producers = [None, "p", "p" * 40, "\u00a1n\u0001"]
+    return plain + [body(name, b"\x01", p, way) for name in NAMES for p in producers if p for n in ns for way in uints(n)]
+
+
+def test_what_is_told_is_what_decoding_finds() -> None:
+    parts, bodies = Parts(SIZE, {}), every_body(range(SIZE), [1, 127, 128, 255, 256, 65535, 65536, 1 << 40])
+    for data in bodies:
+        try:
+            session, x, producer, n, id = parts.read(data)
+        except Exception:
+            assert not (0xA0 <= data[9] < 0xC0 and data[-1] < SIZE and len(data) == data[9] - 0xA0 + 13), data  # the plainest
+            continue
+        assert id is None
+        assert as_map(session, x, producer, n) == decoded(data)
+    assert len(parts.sessions) == len(parts.numbered) == len(NAMES)
+    told_of = 0
+    random = Random(5)
+    for data in bodies:
+        for _ in range(40):  # changed in one place or two, cut, put together anew
+            changed = bytearray(data)
+            for _ in range(random.randrange(3)):
+                changed[random.randrange(len(changed))] = random.choice(
+                    [random.randrange(256), 0xA1, 0x78, 0x82, 0x84, 0xC0, 0xCD]
+                )
+            other = random.choice(bodies)
+            joined = (
+                bytes(changed)
+                if random.random() < 0.6
+                else data[: random.randrange(len(data))] + other[random.randrange(len(other)) :]
+            )
+            found = told(parts, joined)
+            if found is not None:
+                told_of += 1
+                session, x, producer, n = found
+                if producer is None or n > 0:  # another n is no producer's next, which `Intake` looks at
+                    assert as_map(session, x, producer, n) == decoded(joined), joined
+    assert told_of > 10_000
+
+
+@given(st.binary(max_size=60))
+def test_bytes_of_any_kind_are_not_told_wrong(data: bytes) -> None:
+    parts = Parts(SIZE, {})
+    for prefix in (b"", b"\x82\xa7session", b"\x84\xa7session\xa1s\xa1x"):
+        try:
+            session, x, producer, n, id = parts.read(prefix + data)
+        except Exception:
+            continue
+        expected = as_map(session, x, producer, n) | ({} if id is None else {"id": id})
+        assert expected == decoded(prefix + data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        body("s", b"\x07"),
+        body("s", b"\xc3"),
+        body("s", b"\xff"),
+        body("s", b"\xcd\x00"),
+        body("s", b""),
+        body("s", b"\xd0\x01"),
+        body("s", b"\xcd\x01"),
+        body("s", b"\xca\x00\x00\x00\x00"),
+        body("s", b"\x01", "p", b"\xff"),
+        body("s", b"\x01", "p", b"\xc3"),
+        body("s", b"\x01", "p", b""),
+        body("s", b"\x01", "p", b"\xa1\x02"),
+        b"\x82\xa7session\x01" + X + b"\x01",
+        b"\x82\xa7session\xa2\xff\xfe" + X + b"\x01",
+        b"\x82\xa7session\xa9s" + X + b"\x01",
+        b"\x83\xa7session\xa1s" + X + b"\x01",
+        b"s" + X + b"\x01",
+        X + b"\x01",
+        b"",
+        msgpack.packb({"session": "s", "x": 1, "want": "none"}),
+        msgpack.packb({"session": "s", "x": 1, "n": 1}),
+        msgpack.packb({"session": "s", "x": 1, "producer": "p", "n": 1, "ack": 0}),
+        msgpack.packb({"session": "s", "x": 1, "id": "a"}),
+        msgpack.packb({"session": "s", "x": 1, "id": None}),
+        msgpack.packb({"session": "s", "x": True}),
+        msgpack.packb({"x": 1.0, "session": "s"}),
+        msgpack.packb({"x": -1, "session": "s"}),
+    ],
+)
+def test_what_is_not_ordinary_is_left_to_others(data: bytes) -> None:
+    parts = Parts(SIZE, {})
+    for known in (body("s", b"\x01"), body("s", b"\x01", "p", b"\x01")):
+        parts.read(known)
+    assert told(parts, data) is None or told(parts, data)[3] < 0  # type: ignore[index]
+    try:
+        n = parts.read(data)[3]
+    except Exception:  # of any kind
+        n = -1
+    assert n < 0
+
+
+def test_keys_in_another_order_and_ids_are_decoded() -> None:
+    parts = Parts(SIZE, {})
+    assert parts.read(msgpack.packb({"x": 3, "session": "s"})) == ("s", 3, None, 0, None)
+    assert parts.read(msgpack.packb({"session": "s", "x": 3, "id": 9})) == ("s", 3, None, 0, 9)
+    assert parts.read(msgpack.packb({"n": 2, "producer": "p", "session": "s", "x": 3, "id": 0})) == ("s", 3, "p", 2, 0)
+
+
+@pytest.mark.parametrize("n", [b"\xa1\x02", b"\xc4\x02", b"\xca\x00\x00\x00\x02"])
+def test_a_number_that_is_none_where_all_else_was_met(drive: Drive, n: bytes) -> None:
+    driver = drive(network())
+    for number in (b"\x01", b"\x02"):
+        driver.handle((b"a", body("s", b"\x01", "p", number)))
+    before = driver.states()
+    driver.handle((b"a", body("s", b"\x01", "p", n.replace(b"\x02", b"\x03"))))
+    assert codes(driver.replies[b"a"].pop()) == ["bad_message" if n[0] == 0xC4 else "bad_request"]
+    assert driver.states() == before
+
+
+def test_parts_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ordinary, "KNOWN", 5)
+    names: dict[str, int] = {}
+    parts = Parts(SIZE, names)
+    for i in range(20):
+        parts.read(body(f"s{i}", b"\x01", f"p{i}", b"\x01"))
+        parts.read(body(f"s{i}", b"\x01"))
+        assert max(len(known) for known in (parts.sessions, parts.numbered, parts.producers, parts.ids)) <= 5
+        assert told(parts, body(f"s{i}", b"\x01")) == (f"s{i}", 1, None, 0)
+    names.update({f"s{i}": i for i in range(6)})  # so many that few would be found again
+    parts.read(body("another", b"\x01"))
+    assert told(parts, body("another", b"\x01")) is None
+
+
+def test_replies_are_those_that_decoding_gets(drive: Drive) -> None:
+    """Tokens good and bad, told by their bytes and decoded: the same replies, and the same sessions."""
+    short, careful = drive(network()), drive(network())
+    nothing = SimpleNamespace(sessions={}, numbered={}, ids={}, producers={}, read=lambda body: 1 / 0)
+    careful.core._intake.parts = nothing  # type: ignore[assignment]
+    careful.core.alone = None
+    random, seen = Random(3), set()
+    ns = {"a": 0, "b": 0}
+    for _ in range(1500):
+        name = random.choice(["a", "b", "c", "d"])
+        request = step(name, random.choice([0, 1, 2, 3, 6, 6, 7, -1]))
+        if name in ns and random.random() < 0.7:
+            n = ns[name] + random.choice([1, 1, 1, 1, 1, 0, 2])
+            request |= {"producer": "p", "n": n}
+        if random.random() < 0.1:
+            request |= {"id": random.choice([1, "a"])}
+        if random.random() < 0.03:
+            request = {"op": random.choice(["close", "reset"]), "session": name}
+        if random.random() < 0.1:
+            request = dict(random.sample(list(request.items()), len(request)))
+        replies = short.ask(request)
+        assert replies == careful.ask(request)
+        if "producer" in request and "error" not in replies[0] and "again" not in replies[0]:
+            ns[name] += 1
+        seen |= set(codes(replies)) & {"bad_token", "gap", "unknown_session", "conflict"}
+    assert short.states() == careful.states()
+    assert len(seen) == 4
