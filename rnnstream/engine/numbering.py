@@ -145,7 +145,11 @@ class Numbering:
             self._hold_to_bounds(mine)
 
     def keep_all(
-        self, marks: Sequence[tuple[int, Producer, int, str]], requests: list[Any], replies: list[bytes], bad: Container[int]
+        self,
+        marks: Sequence[tuple[int, Producer, int, str]],
+        requests: Sequence[Any],
+        replies: Sequence[bytes],
+        bad: Container[int],
     ) -> None:
         """`keep` for many requests of known producers that came alone, which acknowledges all before them.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rnnstream.engine.engine import Engine
 from rnnstream.wire import replies as wire
 from rnnstream.wire.ordinary import Parts, X
@@ -14,7 +16,7 @@ class Alone:
     just done something else, each of them takes three times as long as among its like.
 
     Args:
-        engine: the sessions; it moves one row at a time.
+        engine: the sessions, which are nobody's; it moves one row at a time.
         parts: of bodies that were met.
         labels: the last bytes of ordinary replies, by id; None without a vocabulary.
     """
@@ -23,26 +25,32 @@ class Alone:
         self._engine, self._table, self._parts, self._labels = engine, engine.table, parts, labels
 
     def answer(self, body: bytes, now: float) -> bytes | None:
-        """The reply to a token without a number of an open session; nothing waits. Counted by `Stats.alone` once it is sent.
+        """The reply to a token of an open session; nothing waits. Counted by `Stats.alone` once it is sent.
 
         None, with nothing done, where there is more to it.
         """
         head, _, tail = body.rpartition(X)
         session, x = self._parts.sessions.get(head), self._parts.ids.get(tail)
-        if session is None or x is None:
-            return None
-        table, engine = self._table, self._engine
-        row = table.rows.get(session)
-        if row is None:
-            return None
-        t = table.t.item(row) + 1
+        table, engine, producer, id = self._table, self._engine, None, None
         try:
+            if session is None or x is None:
+                session, x, producer, n, id = self._parts.read(body)
+            row = table.rows[session]
+            if producer is not None:
+                known = table.producers[row]
+                mine: Any = known.lone if known.id == producer else known[producer]  # type: ignore[union-attr, index]
+                if n != mine.last + 1:
+                    return None
+            t = table.t.item(row) + 1
             found = engine.predict_one(row, x)
-        except Exception:  # on the way of all others it is found again, told and logged
+        except Exception:  # on the way of all others it is found again, and told
             return None
         if found is None or t > wire.STEP_T:
             return None
         state, y, p = found
         reply = wire.step_reply(session.encode(), t, y, p, self._labels)
         table.states[row], table.t[row], table.moved_at[row] = state, t, now
-        return reply
+        if producer is not None:
+            mine.heard_at = now
+            table.numbering.keep_all(((0, mine, n, producer),), (x,), (reply,), ())
+        return reply if id is None else wire.with_id(reply, id)

@@ -15,7 +15,7 @@ from rnnstream.engine.engine import Engine
 from rnnstream.errors import RequestError, TooLarge
 from rnnstream.names import Name
 from rnnstream.wire.limits import Limits
-from rnnstream.wire.ordinary import PRODUCER, UINT, UINT_FIRST, N, Parts, X
+from rnnstream.wire.ordinary import ID, IDENTIFIED, NUMBERED, PLAIN, PRODUCER, UINT, UINT_FIRST, N, Parts, X
 from rnnstream.wire.requests import OPS, Request, decode, parse, readable
 from rnnstream.worker.answers import SPARE_BYTES, Answers, echo, reply_bytes
 from rnnstream.worker.keeper import Keeper
@@ -100,7 +100,8 @@ class Intake:
         table, waiting, held = self._engine.table, self.waves.waiting, self.order.held
         rows, producers = table.rows, table.producers
         parts = self.parts
-        sessions, numbered, ids, known_producers, read = parts.sessions, parts.numbered, parts.ids, parts.producers, parts.read
+        sessions, numbered, ids, known_producers = parts.sessions, parts.numbered, parts.ids, parts.producers
+        read, unpack = parts.read, parts.decode
         wave, self._now, most = self.waves.first(), now, self._limits.waiting
         self._refusals.begin()
         self.again = False
@@ -112,19 +113,27 @@ class Intake:
             arrivals = self._admitted(arrivals)
         for address, body, owner in arrivals:
             try:
-                head, _, tail = body.rpartition(X)
-                session, x = sessions.get(head), ids.get(tail)
-                producer = id = None
-                if session is None or x is None:
-                    x_bytes, _, rest = tail.partition(PRODUCER)
-                    producer_bytes, _, n_bytes = rest.rpartition(N)
-                    session, x, producer = numbered.get(head), ids.get(x_bytes), known_producers.get(producer_bytes)
-                    if session is None or x is None or producer is None:
-                        session, x, producer, n, id = read(body)
-                    else:
-                        first, n = UINT[len(n_bytes)](n_bytes)
-                        if first != UINT_FIRST[len(n_bytes)]:
+                shape, producer, id = body[0], None, None
+                if shape == PLAIN:
+                    head, _, tail = body.rpartition(X)
+                    session, x = sessions.get(head), ids.get(tail)
+                elif shape in NUMBERED:
+                    head, _, tail = body.rpartition(X)
+                    tail, _, rest = tail.partition(PRODUCER)
+                    if shape == IDENTIFIED:
+                        rest, _, part = rest.rpartition(ID)
+                        first, id = UINT[len(part)](part)
+                        if id < 0 or first != UINT_FIRST[len(part)]:
                             raise ValueError
+                    part, _, rest = rest.rpartition(N)
+                    first, n = UINT[len(rest)](rest)
+                    session, x, producer = numbered.get(head), ids.get(tail), known_producers.get(part)
+                    if producer is None or first != UINT_FIRST[len(rest)]:
+                        session = None
+                else:
+                    session, x, producer, n, id = unpack(body)
+                if session is None or x is None:
+                    session, x, producer, n, id = read(body)
                 # A plain tuple, for it is the same key as an `Owned`, and made in a quarter of the time.
                 row = rows[(owner, session) if owner else session]  # type: ignore[index]
                 turn = waiting[row]

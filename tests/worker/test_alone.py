@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rnnstream.wire.replies import STEP_T, decode
-from tests.engine.models import SPOILED, network, relu
+from tests.engine.models import SPOILED, V, network, relu
 
 from .driving import Driver, codes, pack, step
 
@@ -28,33 +29,40 @@ def test_a_token_alone_gets_the_reply_that_it_gets_in_company(drive: Drive, voca
         assert alone.states() == company.states()
 
 
+@pytest.mark.parametrize("shape", ["plain", "id", "numbered", "both"])
 @pytest.mark.parametrize("vocabulary", [False, True])
-def test_the_straight_way_gives_the_replies_of_the_other(drive: Drive, vocabulary: bool) -> None:
+def test_the_straight_way_gives_the_replies_of_the_other(drive: Drive, vocabulary: bool, shape: str) -> None:
     straight, other = drive(network(vocabulary=vocabulary)), drive(network(vocabulary=vocabulary))
     alone = straight.core.alone
     assert alone is not None
-    other.core.alone = None
+    straight.core.alone = other.core.alone = None
+
+    def request(n: int) -> dict[str, Any]:
+        numbered = {"producer": "p", "n": n} if shape in ("numbered", "both") else {}
+        return step("s", n % 7, **numbered, **({"id": n} if shape in ("id", "both") else {}))
+
     for driver in (straight, other):
-        for _ in range(2):  # it opens the session, and its parts are met
-            driver.ask(step("s", 1))
-        for x in range(7):
-            driver.ask(step("s", x))
-    for i in range(30):
-        reply = alone.answer(pack([step("s", i % 7)]), 50.0 + i)
+        for n in range(1, 10):  # it opens the session, and its parts are met
+            driver.ask(request(n))
+    for n in range(10, 40):
+        reply = alone.answer(pack([request(n)]), 50.0 + n)
         assert reply is not None
-        assert decode(reply) == other.ask(step("s", i % 7))
+        assert decode(reply) == other.ask(request(n))
         assert straight.states() == other.states()
-        assert straight.engine.table.moved_at[0] == 50.0 + i
+        assert straight.engine.table.moved_at[0] == 50.0 + n
     straight.check()
     before = straight.states()
-    nothing = [step("new", 1), step("s", 1, id=1), step("s", 1, producer="p", n=1), step("s", 7), step("s", 1, want="none")]
-    for request in nothing:
-        assert alone.answer(pack([request]), 90.0) is None
+    nothing = [step("new", 1), step("s", V), step("s", 1, want="none"), step("s", 1, producer="new", n=1), step("s", 1, id="a")]
+    nothing += [step("s", 1, producer="p", n=n) for n in (0, 38, 39, 41)]
+    for one in nothing:
+        assert alone.answer(pack([one]), 90.0) is None
     assert alone.answer(b"", 90.0) is None
     straight.engine.table.t[0] = STEP_T
-    assert alone.answer(pack([step("s", 1)]), 90.0) is None
+    assert alone.answer(pack([request(40)]), 90.0) is None
     straight.engine.table.t[0] = before["s"][0]
     assert straight.states() == before
+    assert straight.ask(request(39), request(40)) == other.ask(request(39), request(40))  # with numbers, a repeat and the next
+    assert straight.engine.info("s") | {"idle_s": 0, "age_s": 0} == other.engine.info("s") | {"idle_s": 0, "age_s": 0}
 
 
 def test_the_straight_way_leaves_what_goes_wrong_to_the_other(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:

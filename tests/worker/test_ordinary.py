@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnnstream.wire import ordinary
-from rnnstream.wire.ordinary import PRODUCER, UINT, UINT_FIRST, N, Parts, X
+from rnnstream.wire.ordinary import ID, PRODUCER, UINT, UINT_FIRST, N, Parts, X
 from tests.engine.models import network
 
 from .driving import Driver, codes, step
@@ -55,16 +55,27 @@ def body(session: str, x: bytes, producer: str | None = None, n: bytes = b"") ->
 def told(parts: Parts, data: bytes) -> tuple[Any, ...] | None:
     """What is told of a body by parts that were met, as `Intake.take` does; None: nothing."""
     head, _, tail = data.rpartition(X)
-    if head in parts.sessions and tail in parts.ids:
-        return parts.sessions[head], parts.ids[tail], None, 0
+    if data[:1] == b"\x82":
+        return (parts.sessions[head], parts.ids[tail], None, 0, None) if head in parts.sessions and tail in parts.ids else None
     x, _, rest = tail.partition(PRODUCER)
+    id = None
+    if data[:1] == b"\x85":
+        rest, _, part = rest.rpartition(ID)
+        id = uint(part)
+        if id is None or id < 0:
+            return None
     producer, _, n = rest.rpartition(N)
-    if head not in parts.numbered or x not in parts.ids or producer not in parts.producers or len(n) not in UINT:
+    number = uint(n)
+    if head not in parts.numbered or x not in parts.ids or producer not in parts.producers or number is None:
         return None
-    first, number = UINT[len(n)](n)
-    if first != UINT_FIRST[len(n)]:
+    return parts.numbered[head], parts.ids[x], parts.producers[producer], number, id
+
+
+def uint(data: bytes) -> int | None:
+    if len(data) not in UINT:
         return None
-    return parts.numbered[head], parts.ids[x], parts.producers[producer], number
+    first, number = UINT[len(data)](data)
+    return number if first == UINT_FIRST[len(data)] else None
 
 
 def decoded(data: bytes) -> Any:
@@ -74,14 +85,21 @@ def decoded(data: bytes) -> Any:
         return None
 
 
-def as_map(session: str, x: int, producer: str | None, n: int) -> dict[str, Any]:
-    return {"session": session, "x": x} | ({} if producer is None else {"producer": producer, "n": n})
+def as_map(session: str, x: int, producer: str | None, n: int, id: int | None = None) -> dict[str, Any]:
+    numbered = {} if producer is None else {"producer": producer, "n": n}
+    return {"session": session, "x": x} | numbered | ({} if id is None else {"id": id})
+
+
+def with_id(data: bytes, way: bytes) -> bytes:
+    return bytes([data[0] + 1]) + data[1:] + ID + way
 
 
 def every_body(xs: range, ns: list[int]) -> list[bytes]:
     plain = [body(name, way) for name in NAMES for x in xs for way in uints(x)]
     producers = [None, "p", "p" * 40, "\u00a1n\u0001"]
-    return plain + [body(name, b"\x01", p, way) for name in NAMES for p in producers if p for n in ns for way in uints(n)]
+    numbered = [body(name, b"\x01", p, way) for name in NAMES for p in producers if p for n in ns for way in uints(n)]
+    some = (plain + numbered)[::7]
+    return plain + numbered + [with_id(data, way) for data in some for n in (0, 5, 300) for way in uints(n)]
 
 
 def test_what_is_told_is_what_decoding_finds() -> None:
@@ -92,9 +110,8 @@ def test_what_is_told_is_what_decoding_finds() -> None:
         except Exception:
             assert not (0xA0 <= data[9] < 0xC0 and data[-1] < SIZE and len(data) == data[9] - 0xA0 + 13), data  # the plainest
             continue
-        assert id is None
-        assert as_map(session, x, producer, n) == decoded(data)
-    assert len(parts.sessions) == len(parts.numbered) == len(NAMES)
+        assert as_map(session, x, producer, n, id) == decoded(data)
+    assert len(parts.sessions) == len(parts.numbered) // 2 == len(NAMES)
     told_of = 0
     random = Random(5)
     for data in bodies:
@@ -113,9 +130,9 @@ def test_what_is_told_is_what_decoding_finds() -> None:
             found = told(parts, joined)
             if found is not None:
                 told_of += 1
-                session, x, producer, n = found
+                session, x, producer, n, id = found
                 if producer is None or n > 0:  # another n is no producer's next, which `Intake` looks at
-                    assert as_map(session, x, producer, n) == decoded(joined), joined
+                    assert as_map(session, x, producer, n, id) == decoded(joined), joined
     assert told_of > 10_000
 
 
@@ -127,8 +144,7 @@ def test_bytes_of_any_kind_are_not_told_wrong(data: bytes) -> None:
             session, x, producer, n, id = parts.read(prefix + data)
         except Exception:
             continue
-        expected = as_map(session, x, producer, n) | ({} if id is None else {"id": id})
-        assert expected == decoded(prefix + data)
+        assert as_map(session, x, producer, n, id) == decoded(prefix + data)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +162,6 @@ def test_bytes_of_any_kind_are_not_told_wrong(data: bytes) -> None:
         body("s", b"\x01", "p", b"\xc3"),
         body("s", b"\x01", "p", b""),
         body("s", b"\x01", "p", b"\xa1\x02"),
-        b"\x82\xa7session\x01" + X + b"\x01",
         b"\x82\xa7session\xa2\xff\xfe" + X + b"\x01",
         b"\x82\xa7session\xa9s" + X + b"\x01",
         b"\x83\xa7session\xa1s" + X + b"\x01",
@@ -169,16 +184,20 @@ def test_what_is_not_ordinary_is_left_to_others(data: bytes) -> None:
         parts.read(known)
     assert told(parts, data) is None or told(parts, data)[3] < 0  # type: ignore[index]
     try:
-        n = parts.read(data)[3]
+        session, x, producer, n, id = parts.read(data)
     except Exception:  # of any kind
-        n = -1
-    assert n < 0
+        return
+    assert as_map(session, x, producer, n) == decoded(data)
+    assert id is None
+    assert n < 0 or data == body("s", b"\xd0\x01"), "the only one that says the same as an ordinary token"
 
 
 def test_keys_in_another_order_and_ids_are_decoded() -> None:
     parts = Parts(SIZE, {})
     assert parts.read(msgpack.packb({"x": 3, "session": "s"})) == ("s", 3, None, 0, None)
     assert parts.read(msgpack.packb({"session": "s", "x": 3, "id": 9})) == ("s", 3, None, 0, 9)
+    assert parts.read(msgpack.packb({"session": "s", "x": 3, "id": -9})) == ("s", 3, None, 0, -9)
+    assert parts.read(msgpack.packb({"session": "s", "x": 3, "n": 2, "producer": "p"})) == ("s", 3, "p", 2, None)
     assert parts.read(msgpack.packb({"n": 2, "producer": "p", "session": "s", "x": 3, "id": 0})) == ("s", 3, "p", 2, 0)
 
 
@@ -201,7 +220,7 @@ def test_parts_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> 
         parts.read(body(f"s{i}", b"\x01", f"p{i}", b"\x01"))
         parts.read(body(f"s{i}", b"\x01"))
         assert max(len(known) for known in (parts.sessions, parts.numbered, parts.producers, parts.ids)) <= 5
-        assert told(parts, body(f"s{i}", b"\x01")) == (f"s{i}", 1, None, 0)
+        assert told(parts, body(f"s{i}", b"\x01")) == (f"s{i}", 1, None, 0, None)
     names.update({f"s{i}": i for i in range(6)})  # so many that few would be found again
     parts.read(body("another", b"\x01"))
     assert told(parts, body("another", b"\x01")) is None
@@ -210,7 +229,9 @@ def test_parts_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> 
 def test_replies_are_those_that_decoding_gets(drive: Drive) -> None:
     """Tokens good and bad, told by their bytes and decoded: the same replies, and the same sessions."""
     short, careful = drive(network()), drive(network())
-    nothing = SimpleNamespace(sessions={}, numbered={}, ids={}, producers={}, read=lambda body: 1 / 0)
+    nothing = SimpleNamespace(
+        sessions={}, numbered={}, ids={}, producers={}, read=lambda body: 1 / 0, decode=lambda body: 1 / 0
+    )
     careful.core._intake.parts = nothing  # type: ignore[assignment]
     careful.core.alone = None
     random, seen = Random(3), set()
