@@ -51,22 +51,20 @@ typedef struct {
 typedef struct {
   PyObject_HEAD
   PyObject *kept; /* list: the arrays that the operations point into */
-  PyObject *state, *x, *outputs;
+  PyObject *state, *x, *outputs; /* outputs: a tuple of one or two */
+  npy_intp state_n, x_n, output_n[2]; /* how many numbers they had when they were given */
   operation *operations;
   Py_ssize_t count;
   int type; /* NPY_FLOAT or NPY_DOUBLE */
 } tape;
 
-static int is_ours(tape *self, PyObject *array) {
-  if (PyArray_Check(array) && PyArray_TYPE((PyArrayObject *)array) == self->type) return 1;
-  PyErr_SetString(PyExc_TypeError, "A tape takes arrays of its own dtype.");
-  return 0;
-}
-
-static int is_ours_whole(tape *self, PyObject *array) {
-  if (!is_ours(self, array)) return 0;
-  if (PyArray_IS_C_CONTIGUOUS((PyArrayObject *)array)) return 1;
-  PyErr_SetString(PyExc_TypeError, "This array has holes.");
+/* An array of the tape's dtype, in the machine's own form; `whole`: without holes; `to`: that is written to. */
+static int is_ours(tape *self, PyObject *array, int whole, int to) {
+  int flags = NPY_ARRAY_ALIGNED | (whole ? NPY_ARRAY_C_CONTIGUOUS : 0) | (to ? NPY_ARRAY_WRITEABLE : 0);
+  if (PyArray_Check(array) && PyArray_TYPE((PyArrayObject *)array) == self->type && PyArray_ISNOTSWAPPED((PyArrayObject *)array) &&
+      PyArray_CHKFLAGS((PyArrayObject *)array, flags))
+    return 1;
+  PyErr_SetString(PyExc_TypeError, "A tape takes arrays of its own dtype, without holes, and writeable where it writes.");
   return 0;
 }
 
@@ -92,7 +90,7 @@ static int dims(PyObject *array) { return PyArray_NDIM((PyArrayObject *)array); 
 PyDoc_STRVAR(copy_doc, "copy(to, from): the numbers of an array.");
 static PyObject *tape_copy(tape *self, PyObject *args) {
   PyObject *to, *from;
-  if (!PyArg_ParseTuple(args, "OO", &to, &from) || !is_ours_whole(self, to) || !is_ours_whole(self, from)) return NULL;
+  if (!PyArg_ParseTuple(args, "OO", &to, &from) || !is_ours(self, to, 1, 1) || !is_ours(self, from, 1, 0)) return NULL;
   npy_intp bytes = PyArray_NBYTES((PyArrayObject *)from);
   if (PyArray_NBYTES((PyArrayObject *)to) != bytes) return PyErr_Format(PyExc_ValueError, "copy: the sizes differ.");
   operation *made = add(self, COPY);
@@ -104,7 +102,7 @@ static PyObject *tape_copy(tape *self, PyObject *args) {
 PyDoc_STRVAR(row_doc, "row(to, table): the row [n] of a table [k, n] that x, an id, is the number of.");
 static PyObject *tape_row(tape *self, PyObject *args) {
   PyObject *to, *table;
-  if (!PyArg_ParseTuple(args, "OO", &to, &table) || !is_ours_whole(self, to) || !is_ours_whole(self, table)) return NULL;
+  if (!PyArg_ParseTuple(args, "OO", &to, &table) || !is_ours(self, to, 1, 1) || !is_ours(self, table, 1, 0)) return NULL;
   if (dims(to) != 1 || dims(table) != 2 || dim(to, 0) != dim(table, 1))
     return PyErr_Format(PyExc_ValueError, "row: the shapes do not go together.");
   operation *made = add(self, ROW);
@@ -116,11 +114,13 @@ static PyObject *tape_row(tape *self, PyObject *args) {
 PyDoc_STRVAR(product_doc, "product(out, tile, w): out [r, n] = tile [r, k] times w [k, n], as NumPy asks its BLAS for it.");
 static PyObject *tape_product(tape *self, PyObject *args) {
   PyObject *out, *tile, *w;
-  if (!PyArg_ParseTuple(args, "OOO", &out, &tile, &w) || !is_ours(self, out) || !is_ours_whole(self, tile) ||
-      !is_ours_whole(self, w))
+  if (!PyArg_ParseTuple(args, "OOO", &out, &tile, &w) || !is_ours(self, out, 0, 1) || !is_ours(self, tile, 1, 0) ||
+      !is_ours(self, w, 1, 0))
     return NULL;
   if (!(self->type == NPY_FLOAT ? (void *)sgemm : (void *)dgemm)) return PyErr_Format(PyExc_RuntimeError, "There is no BLAS.");
   npy_intp size = PyArray_ITEMSIZE((PyArrayObject *)out);
+  if (dims(out) == 2 && (PyArray_STRIDE((PyArrayObject *)out, 0) < dim(out, 1) * size || PyArray_STRIDE((PyArrayObject *)out, 0) % size))
+    return PyErr_Format(PyExc_ValueError, "product: the rows of the result overlap.");
   if (dims(out) != 2 || dims(tile) != 2 || dims(w) != 2 || dim(tile, 0) != dim(out, 0) || dim(tile, 1) != dim(w, 0) ||
       dim(w, 1) != dim(out, 1) || PyArray_STRIDE((PyArrayObject *)out, 1) != size)
     return PyErr_Format(PyExc_ValueError, "product: the shapes do not go together.");
@@ -160,7 +160,7 @@ static PyObject *tape_loop(tape *self, PyObject *args) {
   npy_intp n = PyArray_Check(PyTuple_GET_ITEM(args, count)) ? PyArray_SIZE((PyArrayObject *)PyTuple_GET_ITEM(args, count)) : 0;
   for (Py_ssize_t k = 0; k < count; k++) {
     PyObject *array = PyTuple_GET_ITEM(args, k + 1);
-    if (!is_ours_whole(self, array)) return NULL;
+    if (!is_ours(self, array, 1, k == count - 1)) return NULL;
     if (dims(array) > 1 || (PyArray_SIZE((PyArrayObject *)array) != n && (PyArray_SIZE((PyArrayObject *)array) != 1 || k == count - 1)))
       return PyErr_Format(PyExc_ValueError, "loop: the shapes do not go together.");
   }
@@ -177,10 +177,10 @@ static PyObject *tape_loop(tape *self, PyObject *args) {
 
 static int run(tape *self, npy_intp id) {
   for (operation *o = self->operations, *end = o + self->count; o < end; o++) switch (o->kind) {
-      case COPY: memcpy(o->at[0], o->at[1], o->n); break;
+      case COPY: memmove(o->at[0], o->at[1], o->n); break;
       case ROW:
         if (id < 0 || id >= o->k) return PyErr_Format(PyExc_IndexError, "The id %zd is not below %zd.", id, o->k), -1;
-        memcpy(o->at[0], o->at[1] + id * o->n, o->n);
+        memmove(o->at[0], o->at[1] + id * o->n, o->n);
         break;
       case PRODUCT:
         if (o->rows == 1 && self->type == NPY_FLOAT) /* as NumPy does */
@@ -226,43 +226,39 @@ FIRST_LARGEST(double)
 LIKELY(float, 0)
 LIKELY(double, 1)
 
-static int fill(tape *self, PyObject *buffer, PyObject *given) {
-  if (!is_ours_whole(self, given)) return -1;
-  npy_intp bytes = PyArray_NBYTES((PyArrayObject *)buffer);
-  if (PyArray_NBYTES((PyArrayObject *)given) != bytes) return PyErr_Format(PyExc_ValueError, "play: of another size."), -1;
-  memcpy(data(buffer), data(given), bytes);
+static int fill(tape *self, PyObject *buffer, npy_intp n, PyObject *given) {
+  if (!is_ours(self, given, 1, 0)) return -1;
+  if (PyArray_SIZE((PyArrayObject *)given) != n) return PyErr_Format(PyExc_ValueError, "play: of another size."), -1;
+  memmove(data(buffer), data(given), n * PyArray_ITEMSIZE((PyArrayObject *)given));
   return 0;
 }
 
 /* Runs the tape on what `play` and `predict` are given. */
 static int feed(tape *self, PyObject *const *args, Py_ssize_t count) {
   npy_intp id = -1;
-  if (!self->outputs || count < 1 || count > 2) return PyErr_Format(PyExc_TypeError, "play: a state, and x."), -1;
-  if (fill(self, self->state, args[0])) return -1;
-  if (count == 2) {
-    if (self->x != Py_None) {
-      if (fill(self, self->x, args[1])) return -1;
-    } else if ((id = PyNumber_AsSsize_t(args[1], PyExc_IndexError)) == -1 && PyErr_Occurred())
-      return -1;
-  }
+  /* First of all what may run code of others: from there on nothing comes in between. */
+  if (count == 2 && self->x == Py_None && (id = PyNumber_AsSsize_t(args[1], PyExc_IndexError)) == -1 && PyErr_Occurred()) return -1;
+  if (!self->outputs || count < 1 || count > 2 || (self->x != Py_None && count != 2))
+    return PyErr_Format(PyExc_TypeError, "play: a state, and x."), -1;
+  if (fill(self, self->state, self->state_n, args[0])) return -1;
+  if (self->x != Py_None && fill(self, self->x, self->x_n, args[1])) return -1;
   return run(self, id);
 }
 
-static PyObject *copy_of(tape *self, PyObject *buffer) {
-  PyObject *made = PyArray_SimpleNew(1, PyArray_DIMS((PyArrayObject *)buffer), self->type);
-  if (made) memcpy(data(made), data(buffer), PyArray_NBYTES((PyArrayObject *)buffer));
+static PyObject *copy_of(tape *self, int which) {
+  PyObject *buffer = PyTuple_GET_ITEM(self->outputs, which), *made = PyArray_SimpleNew(1, self->output_n + which, self->type);
+  if (made) memcpy(data(made), data(buffer), PyArray_NBYTES((PyArrayObject *)made));
   return made;
 }
 
 PyDoc_STRVAR(play_doc, "play(state, x=None): what comes out for this state [S] and token, an id or [K]: new arrays, or the only one.");
 static PyObject *tape_play(tape *self, PyObject *const *args, Py_ssize_t count) {
   if (feed(self, args, count)) return NULL;
-  PyObject *first = PyTuple_GET_ITEM(self->outputs, 0), *made = copy_of(self, first);
-  if (!made || PyTuple_GET_SIZE(self->outputs) == 1) return made;
-  PyObject *second = PyTuple_GET_ITEM(self->outputs, 1);
-  second = second == first ? Py_NewRef(made) : copy_of(self, second);
-  PyObject *both = second ? PyTuple_Pack(2, made, second) : NULL;
-  Py_DECREF(made), Py_XDECREF(second);
+  PyObject *first = copy_of(self, 0);
+  if (!first || PyTuple_GET_SIZE(self->outputs) == 1) return first;
+  int same = PyTuple_GET_ITEM(self->outputs, 0) == PyTuple_GET_ITEM(self->outputs, 1);
+  PyObject *second = same ? Py_NewRef(first) : copy_of(self, 1), *both = second ? PyTuple_Pack(2, first, second) : NULL;
+  Py_DECREF(first), Py_XDECREF(second);
   return both;
 }
 
@@ -271,10 +267,13 @@ PyDoc_STRVAR(predict_doc, "predict(state, x): of a tape whose outputs are the ne
 static PyObject *tape_predict(tape *self, PyObject *const *args, Py_ssize_t count) {
   if (count != 2 || !self->outputs || PyTuple_GET_SIZE(self->outputs) != 2)
     return PyErr_Format(PyExc_TypeError, "predict: a state and x, for a state and logits.");
-  PyObject *state = PyTuple_GET_ITEM(self->outputs, 0), *logits = PyTuple_GET_ITEM(self->outputs, 1);
-  npy_intp s = dim(state, 0), v = dim(logits, 0), y;
-  if (!v || v > MOST_LOGITS) return PyErr_Format(PyExc_ValueError, "predict: there are at most %d logits.", MOST_LOGITS);
+  if (!self->output_n[1] || self->output_n[1] > MOST_LOGITS)
+    return PyErr_Format(PyExc_ValueError, "predict: there are at most %d logits.", MOST_LOGITS);
   if (feed(self, args, count)) return NULL;
+  if (PyTuple_GET_SIZE(self->outputs) != 2 || self->output_n[1] > MOST_LOGITS) /* x has given it other ends */
+    return PyErr_Format(PyExc_TypeError, "predict: a state and x, for a state and logits.");
+  PyObject *state = PyTuple_GET_ITEM(self->outputs, 0), *logits = PyTuple_GET_ITEM(self->outputs, 1);
+  npy_intp s = self->output_n[0], v = self->output_n[1], y;
   int finite = 1;
   double e[MOST_LOGITS], p;
   if (self->type == NPY_FLOAT) {
@@ -287,7 +286,7 @@ static PyObject *tape_predict(tape *self, PyObject *const *args, Py_ssize_t coun
     p = likely_double((double *)data(logits), e, v, &y);
   }
   if (!finite) Py_RETURN_NONE;
-  PyObject *made = copy_of(self, state), *id = PyLong_FromSsize_t(y), *probability = PyFloat_FromDouble(p);
+  PyObject *made = copy_of(self, 0), *id = PyLong_FromSsize_t(y), *probability = PyFloat_FromDouble(p);
   PyObject *all = made && id && probability ? PyTuple_Pack(3, made, id, probability) : NULL;
   Py_XDECREF(made), Py_XDECREF(id), Py_XDECREF(probability);
   return all;
@@ -300,9 +299,12 @@ static PyObject *tape_ends(tape *self, PyObject *args) {
   for (Py_ssize_t k = 0; k < count; k++) {
     PyObject *array = PyTuple_GET_ITEM(args, k);
     if (k == 1 && array == Py_None) continue;
-    if (!is_ours_whole(self, array)) return NULL;
+    if (!is_ours(self, array, 1, 1)) return NULL;
     if (dims(array) != 1) return PyErr_Format(PyExc_ValueError, "ends: vectors.");
   }
+  self->state_n = dim(PyTuple_GET_ITEM(args, 0), 0);
+  self->x_n = PyTuple_GET_ITEM(args, 1) == Py_None ? 0 : dim(PyTuple_GET_ITEM(args, 1), 0);
+  for (Py_ssize_t k = 2; k < count; k++) self->output_n[k - 2] = dim(PyTuple_GET_ITEM(args, k), 0);
   Py_XSETREF(self->state, Py_NewRef(PyTuple_GET_ITEM(args, 0)));
   Py_XSETREF(self->x, Py_NewRef(PyTuple_GET_ITEM(args, 1)));
   Py_XSETREF(self->outputs, PyTuple_GetSlice(args, 2, count));
@@ -313,7 +315,7 @@ static PyObject *tape_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
   static char *names[] = {"dtype", NULL};
   PyArray_Descr *dtype = NULL;
   if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&", names, PyArray_DescrConverter, &dtype)) return NULL;
-  int kind = dtype->type_num;
+  int kind = PyArray_ISNBO(dtype->byteorder) ? dtype->type_num : NPY_NOTYPE;
   Py_DECREF(dtype);
   if (kind != NPY_FLOAT && kind != NPY_DOUBLE) return PyErr_Format(PyExc_TypeError, "A tape is for float32 or float64.");
   tape *self = (tape *)type->tp_alloc(type, 0);

@@ -19,6 +19,7 @@ from rnnstream.engine.moves import Moves, Peek
 from rnnstream.engine.own_rows import OwnRows
 from rnnstream.engine.table import Table
 from rnnstream.errors import BadRequest
+from rnnstream.model.network import Played
 from rnnstream.model.outcomes import TOP, most_likely, most_likely_of_one, surprisals, top
 from rnnstream.model.step import StepModel
 from rnnstream.names import Name, owner_of
@@ -47,7 +48,6 @@ class Rows:
         one = model.for_one() if model.output.kind == "categorical" else None
         self.moves_one = one is not None
         self._one: Any = one or model
-        self._predicts = hasattr(one, "predict")  # a twin that is played
         self._most_outputs = max(1, OUTPUT_BYTES // (model.output.size * model.dtype.itemsize))
 
     def check_want(self, want: str | int, surprisal: bool) -> None:
@@ -96,7 +96,7 @@ class Rows:
     def predict_one(self, row: int, token: Any) -> tuple[Array, int, float] | None:
         """`compute_one`, and the most likely next token and its probability."""
         one, state = self._one, self.table.states[row]
-        if self._predicts:  # all of it in one
+        if isinstance(one, Played) and one.predict is not None:  # all of it in one
             return one.predict(state, token)
         new, features = one.advance(state, token)
         return (new, *most_likely_of_one(one.head(features))) if math.isfinite(new.dot(new)) else None

@@ -91,24 +91,23 @@ def one_thread() -> contextlib.AbstractContextManager[None]:
 @functools.cache
 def kernels() -> str:
     """The kernels that NumPy's BLAS uses on this machine, such as "openblas 0.3.31 Haswell"."""
-    found = [
-        " ".join(str(info[key]) for key in ("internal_api", "version", "architecture") if info.get(key)) for info in _own()
+    found = [  # others, such as SciPy's or PyTorch's, may or may not be loaded already, and compute nothing here
+        " ".join(str(info[key]) for key in ("internal_api", "version", "architecture") if info.get(key))
+        for info in _own() or [library.info() for library in _libraries()]
     ]
     return ", ".join(found) or "unknown"
 
 
 @functools.cache
 def path() -> str:
-    """The file of that library; "" where it is not known which one it is."""
+    """The file of the library that NumPy brings with it; "" where it has none, or several."""
     own = _own()
     return str(own[0]["filepath"]) if len(own) == 1 else ""
 
 
 def _own() -> list[dict[str, Any]]:
-    """NumPy's libraries; others, such as SciPy's or PyTorch's, may or may not be loaded already, and compute nothing here."""
     infos = [library.info() for library in _libraries()]
-    own = [info for info in infos if "numpy" in Path(info["filepath"]).parent.as_posix().rpartition("site-packages")[2]]
-    return own or infos
+    return [info for info in infos if "numpy" in Path(info["filepath"]).parent.as_posix().rpartition("site-packages")[2]]
 
 
 @functools.cache

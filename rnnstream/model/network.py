@@ -6,7 +6,9 @@ B rows of a batch    S numbers of a state    F features    V outputs
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
+import json
 from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -69,12 +71,15 @@ class Network(StepModel):
         spec: the specification, as docs/model-format.md describes it, or already parsed.
         tensors: an array for each name in `Spec.shapes`, of the specification's dtype; copied.
         measure: False takes `exact` for granted; for the twin that the measurement itself is done on.
+        play: False: its twin for one row is never played from a tape; likewise.
 
     Raises:
         ModelError: a specification or tensor that is not as it should be.
     """
 
-    def __init__(self, spec: Spec | dict[str, Any], tensors: dict[str, Array], *, measure: bool = True) -> None:
+    def __init__(
+        self, spec: Spec | dict[str, Any], tensors: dict[str, Array], *, measure: bool = True, play: bool = True
+    ) -> None:
         self.spec = spec = spec if isinstance(spec, Spec) else parse(spec)
         check_tensors(spec, tensors)
         self.name, self.dtype, self.state_size = spec.name, np.dtype(spec.dtype), spec.state_size
@@ -90,8 +95,17 @@ class Network(StepModel):
             self._take(list(_stages(spec, tensors)))
         self._widen = not token and self.dtype != np.float32  # dense tokens are float32, whatever the model computes in
         self.exact = not measure or measure_step(spec)
-        self._plays = self._takes_one() and _plays(spec)
+        self._play = play
+        self._look_for_player()
+
+    def _look_for_player(self) -> None:
+        """Whether there is one is this machine's; a copy on another one looks again."""
+        self._plays = self._play and self._takes_one() and _plays(self.spec.text())
         self.numerics = f"{fingerprint()}, {tape.player()}" if self._plays else fingerprint()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._look_for_player()
 
     def _take(self, stages: list[_Stage]) -> None:
         """Have these as the layers."""
@@ -179,12 +193,22 @@ class Played(Network):
         Exception: of any kind: something in it cannot be played.
     """
 
+    predict: Callable[[Array, Any], tuple[Array, int, float] | None] | None = None  # see `tape.record`
+
     def __init__(self, network: Network) -> None:
         self._network = network
         vars(self).update(vars(network) | tape.record(network))
 
-    def __reduce__(self) -> tuple[type[Played], tuple[Network]]:
-        return Played, (self._network,)
+    def for_one(self) -> Network:
+        """Itself."""
+        return self
+
+    def twin(self, one: Callable[[Any], Any]) -> Network:
+        """That of the network."""
+        return self._network.twin(one)
+
+    def __reduce__(self) -> tuple[Callable[[Network], Network | None], tuple[Network]]:
+        return Network.for_one, (self._network,)
 
 
 def _stages(spec: Spec, tensors: dict[str, Array]) -> Iterable[_Stage]:
@@ -245,7 +269,7 @@ def digest(spec: Spec, tensors: dict[str, Array]) -> str:
     return hasher.hexdigest()
 
 
-def random_network(spec: Spec, seed: int = 0) -> Network:
+def random_network(spec: Spec, seed: int = 0, *, play: bool = True) -> Network:
     """A network of this specification with random weights of full mantissa, uniform in +-sqrt(1 / inputs)."""
     rng = np.random.default_rng(seed)
     dtype = np.dtype(spec.dtype)
@@ -253,7 +277,7 @@ def random_network(spec: Spec, seed: int = 0) -> Network:
         name: ((rng.random(shape, dtype.type) - 0.5) * (2 / max(shape[-1], 1) ** 0.5)).astype(dtype)
         for name, shape in spec.shapes.items()
     }
-    return Network(spec, tensors, measure=False)
+    return Network(spec, tensors, measure=False, play=play)
 
 
 def measure_step(spec: Spec) -> bool:
@@ -299,13 +323,7 @@ def measure_step(spec: Spec) -> bool:
         return same([bits[::2] for bits in step(wild, inputs)], [bits[::2] for bits in together])
 
 
-_played: dict[str, bool] = {}  # by specification
-
-
-def _plays(spec: Spec) -> bool:
-    """Whether networks of this specification are played, which is measured once."""
-    text = spec.text()
-    if text not in _played:
-        _played[text] = False  # so that the network on which it is measured is not
-        _played[text] = bool(tape.player()) and tape.is_exact(random_network(spec))
-    return _played[text]
+@functools.cache
+def _plays(text: str) -> bool:
+    """Whether networks of this specification, as `Spec.text` has it, are played: measured on one with random weights."""
+    return bool(tape.player()) and tape.is_exact(random_network(parse(json.loads(text)), play=False))

@@ -49,7 +49,10 @@ def player() -> str:
     """What plays tapes here, with its version, for fingerprints; "" if nothing does."""
     if kernel is None or not blas.path():
         return ""
-    library = ctypes.CDLL(blas.path())
+    try:
+        library = ctypes.CDLL(blas.path())
+    except OSError:
+        return ""
     for form in _CBLAS:
         names = [form.format(name) for name in ("sgemm", "dgemm", "sgemv", "dgemv")]
         if all(hasattr(library, name) for name in names):
@@ -92,7 +95,7 @@ class Recorder:
 
     def _row(self, table: Array) -> Traced:
         row = self.vector(table.shape[1])
-        self.tape.row(row, table)
+        self.tape.row(_plain(row), table)
         return row
 
     def _product(self, product: Product, x: Array) -> Traced:
@@ -100,16 +103,16 @@ class Recorder:
         n, k = product.shape
         rows = product.tile.few or product.tile.rows
         tile, out = np.zeros((rows, k), self.dtype), np.zeros((rows, n), self.dtype)
-        self.tape.copy(tile[0], x)
+        self.tape.copy(tile[0], _plain(x))
         for panel, place in product.panels:
             self.tape.product(out[:, place], tile, panel)
         return self._traced(out[0])
 
     def elementwise(self, ufunc: np.ufunc, inputs: tuple[Any, ...], out: Traced | None) -> Traced:
         """One of NumPy's functions, done and noted."""
-        plain = [x.view(np.ndarray) if isinstance(x, np.ndarray) else np.array(x, self.dtype) for x in inputs]
+        plain = [_plain(x) if isinstance(x, np.ndarray) else np.array(x, self.dtype) for x in inputs]
         result = self.vector(max(x.size for x in plain)) if out is None else out
-        numbers = result.view(np.ndarray)
+        numbers = _plain(result)
         for x in plain:
             if x.ctypes.data != numbers.ctypes.data and np.may_share_memory(x, numbers):
                 raise Unplayable("arguments that overlap the result")
@@ -121,13 +124,13 @@ class Recorder:
         """What the tape is given, x only if it is no id, and what comes out of it."""
         if not all(isinstance(output, Traced) for output in outputs):
             raise Unplayable("a result that came out unnoticed")
-        self.tape.ends(state, x, *outputs)
+        self.tape.ends(_plain(state), None if x is None else _plain(x), *map(_plain, outputs))
 
     def concatenate(self, parts: list[Array]) -> Traced:
         """Vectors behind each other."""
         whole, start = self.vector(sum(len(part) for part in parts)), 0
         for part in parts:
-            self.tape.copy(whole[start : start + len(part)], part)
+            self.tape.copy(_plain(whole[start : start + len(part)]), _plain(part))
             start += len(part)
         return whole
 
@@ -174,16 +177,20 @@ def record(network: Network) -> dict[str, Callable[..., Any]]:
         return state, x, *network.twin(recorder.one).advance(state, x)
 
     advance, head, both = (Recorder(network.dtype) for _ in range(3))
-    state, x, new, features = recurrence(advance)
-    advance.ends(state, x, new, features)
-    features = head.vector(len(features))
-    head.ends(features, None, network.twin(head.one).head(features))
-    found = {"advance": advance.tape.play, "head": head.tape.play}
-    if network.output.size <= kernel.MOST_LOGITS:
-        state, x, new, features = recurrence(both)
-        both.ends(state, x, new, network.twin(both.one).head(features))
-        found["predict"] = both.tape.predict
-    return found
+    try:
+        state, x, new, features = recurrence(advance)
+        advance.ends(state, x, new, features)
+        features = head.vector(len(features))
+        head.ends(features, None, network.twin(head.one).head(features))
+        found = {"advance": advance.tape.play, "head": head.tape.play}
+        if network.output.size <= kernel.MOST_LOGITS:
+            state, x, new, features = recurrence(both)
+            both.ends(state, x, new, network.twin(both.one).head(features))
+            found["predict"] = both.tape.predict
+        return found
+    finally:  # a tape holds arrays, and these their recorder: the circle would never be let go of
+        for recorder in (advance, head, both):
+            recorder.tape = None
 
 
 def is_exact(network: Network) -> bool:
@@ -220,3 +227,8 @@ def _same(played: dict[str, Callable[..., Any]], twin: Network, state: Array, x:
             got += predicted
             expected += [new, *most_likely_of_one(logits)]
     return all(np.array_equal(some, others, equal_nan=True) for some, others in zip(expected, got, strict=True))
+
+
+def _plain(array: Array) -> Array:
+    """The numbers of a traced vector."""
+    return array.view(np.ndarray)

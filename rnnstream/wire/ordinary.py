@@ -13,7 +13,6 @@ so where every part is what it is looked up as, their bytes one behind the other
 
 from __future__ import annotations
 
-import contextlib
 import struct
 from collections.abc import Sized
 from typing import Any
@@ -30,15 +29,18 @@ _SESSION = b"\xa7session"
 UINT_FIRST = {1: b"", 2: b"\xcc", 3: b"\xcd", 5: b"\xce", 9: b"\xcf"}
 UINT = {size: struct.Struct(form).unpack for size, form in ((1, ">0sb"), (2, ">cB"), (3, ">cH"), (5, ">cI"), (9, ">cQ"))}
 
-# Parts of a kind that are remembered, of 150 bytes each: to forget them all takes 4 ms. Of more sessions than that few would be
-# found again, so none is remembered.
+# Parts of a kind that are remembered, of 150 bytes each as a rule: to forget them all takes some milliseconds. Of more sessions
+# than that few would be met again, so then none is looked up or remembered.
 KNOWN = 1 << 16
 
-Token = tuple[str, int, str | None, int, Any]  # session, x; producer and n, None and 0 without; id, None without
+# session; x, None if the token is not an ordinary one; producer and n, None and 0 without; id, None without
+Token = tuple[str, int | None, str | None, int, Any]
+
+_pack = msgpack.Packer(autoreset=True).pack
 
 
 class Parts:
-    """The parts of ordinary tokens, as they are in their bytes.
+    """The parts of ordinary tokens that were met, as they are in their bytes.
 
     Args:
         size: of the vocabulary: ids below it are tokens. 0: no token is ordinary.
@@ -58,80 +60,61 @@ class Parts:
         self.sessions: dict[bytes, str] = {}
         self.numbered: dict[bytes, str] = {}
 
-    def read(self, body: bytes) -> Token:
-        """An ordinary token of which not all parts were met before; or as `decode`.
-
-        Raises:
-            Exception: of any kind; it is something else.
-        """
-        if body[0] == PLAIN or body[0] in NUMBERED:
-            with contextlib.suppress(Exception):  # it is not put together in this way
-                return self._cut(body)
-        return self.decode(body)
-
-    def _cut(self, body: bytes) -> Token:
-        head, _, tail = body.rpartition(X)
-        known, producer, n, id = self.sessions, None, 0, None
-        if body[0] != PLAIN:
-            tail, _, rest = tail.partition(PRODUCER)
-            if body[0] == IDENTIFIED:
-                rest, _, part = rest.rpartition(ID)
-                id = _uint(part)
-            part, _, rest = rest.rpartition(N)
-            known, n = self.numbered, _uint(rest)
-            producer = self.producers.get(part)
-            if producer is None:
-                producer = self._text(self.producers, part, 0)
-        x = self.ids.get(tail)
-        if x is None:
-            x = _uint(tail)
-            if not 0 <= x < self._size:
-                raise ValueError(x)
-            _remember(self.ids, tail, x)
-        session = known.get(head)
-        if session is None:
-            if not head.startswith(_SESSION, 1):
-                raise ValueError(head)
-            session = self._text(known, head, 1 + len(_SESSION))
-        return session, x, producer, n, id
-
     def decode(self, body: bytes) -> Token:
-        """An ordinary token with its keys in any order, or with an `id`.
+        """A token by decoding it, whatever the order of its keys.
 
         Raises:
             Exception: of any kind; it is something else.
         """
         # An ordinary token has no arrays; some that announce what never comes would take 80 MB.
         item = msgpack.unpackb(body, max_array_len=0, max_map_len=MOST_KEYS)
-        keys = len(item)
-        session, x, id = item["session"], item["x"], item["id"] if keys & 1 else None
-        producer, n = (item["producer"], item["n"]) if keys > 3 else (None, 0)
-        if type(x) is type(n) is int and 0 <= x < self._size and (keys & 1 == 0 or type(id) is int) and keys < 6:
+        session, x, keys = item["session"], item["x"], len(item)
+        good = type(x) is int and 0 <= x < self._size
+        if keys == 2:
+            return session, x if good else None, None, 0, None
+        id = item.get("id")
+        producer, n = (item["producer"], item["n"]) if "n" in item else (None, 0)
+        if good and type(n) is int and keys == 2 + 2 * ("n" in item) + ("id" in item) and (type(id) is int or "id" not in item):
             return session, x, producer, n, id
-        raise ValueError(item)
+        if "op" in item:
+            raise ValueError(item)
+        return session, None, None, 0, id
 
-    def _text(self, known: dict[bytes, str], part: bytes, start: int) -> str:
-        """The string that is all of a part from here on."""
-        size = len(part) - start - 1
-        if part[start] == 0xA0 | size and size < 32:
-            text = part[start + 1 :].decode()
-        elif part[start] == 0xD9 and part[start + 1] == size - 1:
-            text = part[start + 2 :].decode()
-        else:
-            raise ValueError(part)
-        if len(self._names) <= KNOWN:
-            _remember(known, part, text)
-        return text
+    def remember(self, body: bytes, session: str, x: int, producer: str | None) -> None:
+        """An ordinary token of an open session, and of a producer that it knows, was decoded: its parts are told from here on.
+
+        That is if they are written in the shortest way, as nearly all are, and in the usual order.
+        """
+        shape = body[0]
+        if len(self._names) > KNOWN or (shape != PLAIN and shape not in NUMBERED):
+            return
+        head, _, tail = body.rpartition(X)
+        if shape != PLAIN:
+            tail, _, rest = tail.partition(PRODUCER)
+        if uint(tail) != x or head[1:] != _SESSION + _pack(session):
+            return
+        _remember(self.ids, tail, x)
+        if shape == PLAIN:
+            _remember(self.sessions, head, session)
+            return
+        if shape == IDENTIFIED:
+            rest, _, _ = rest.rpartition(ID)
+        part, _, _ = rest.rpartition(N)
+        if part == _pack(producer):
+            _remember(self.numbered, head, session)
+            _remember(self.producers, part, producer)
 
 
 def _remember(known: dict[bytes, Any], part: bytes, value: Any) -> None:
-    if len(known) >= KNOWN:
-        known.clear()
-    known[part] = value
+    if part not in known:
+        if len(known) >= KNOWN:
+            known.clear()
+        known[part] = value
 
 
-def _uint(data: bytes) -> int:
+def uint(data: bytes) -> int:
+    """The unsigned int that is all of these bytes; -1 if they are none."""
+    if len(data) not in UINT:
+        return -1
     first, value = UINT[len(data)](data)
-    if first != UINT_FIRST[len(data)] or value < 0:
-        raise ValueError(data)
-    return value
+    return value if first == UINT_FIRST[len(data)] else -1

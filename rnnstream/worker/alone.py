@@ -6,7 +6,7 @@ from typing import Any
 
 from rnnstream.engine.engine import Engine
 from rnnstream.wire import replies as wire
-from rnnstream.wire.ordinary import Parts, X
+from rnnstream.wire.ordinary import PLAIN, Parts, X
 
 
 class Alone:
@@ -29,12 +29,16 @@ class Alone:
 
         None, with nothing done, where there is more to it.
         """
+        parts, table, engine, producer, id = self._parts, self._table, self._engine, None, None
         head, _, tail = body.rpartition(X)
-        session, x = self._parts.sessions.get(head), self._parts.ids.get(tail)
-        table, engine, producer, id = self._table, self._engine, None, None
+        session: Any = parts.sessions.get(head)
+        x: Any = parts.ids.get(tail)
+        met = session is not None and x is not None
         try:
-            if session is None or x is None:
-                session, x, producer, n, id = self._parts.read(body)
+            if not met:
+                session, x, producer, n, id = parts.decode(body)
+                if x is None:
+                    return None
             row = table.rows[session]
             if producer is not None:
                 known = table.producers[row]
@@ -53,4 +57,6 @@ class Alone:
         if producer is not None:
             mine.heard_at = now
             table.numbering.keep_all(((0, mine, n, producer),), (x,), (reply,), ())
+        if not met and body[0] == PLAIN:
+            parts.remember(body, session, x, producer)
         return reply if id is None else wire.with_id(reply, id)

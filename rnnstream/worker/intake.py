@@ -15,7 +15,7 @@ from rnnstream.engine.engine import Engine
 from rnnstream.errors import RequestError, TooLarge
 from rnnstream.names import Name
 from rnnstream.wire.limits import Limits
-from rnnstream.wire.ordinary import ID, IDENTIFIED, NUMBERED, PLAIN, PRODUCER, UINT, UINT_FIRST, N, Parts, X
+from rnnstream.wire.ordinary import ID, IDENTIFIED, KNOWN, NUMBERED, PLAIN, PRODUCER, UINT, UINT_FIRST, N, Parts, X, uint
 from rnnstream.wire.requests import OPS, Request, decode, parse, readable
 from rnnstream.worker.answers import SPARE_BYTES, Answers, echo, reply_bytes
 from rnnstream.worker.keeper import Keeper
@@ -101,7 +101,7 @@ class Intake:
         rows, producers = table.rows, table.producers
         parts = self.parts
         sessions, numbered, ids, known_producers = parts.sessions, parts.numbered, parts.ids, parts.producers
-        read, unpack = parts.read, parts.decode
+        decode_one, few = parts.decode, len(rows) <= KNOWN
         wave, self._now, most = self.waves.first(), now, self._limits.waiting
         self._refusals.begin()
         self.again = False
@@ -113,7 +113,9 @@ class Intake:
             arrivals = self._admitted(arrivals)
         for address, body, owner in arrivals:
             try:
-                shape, producer, id = body[0], None, None
+                shape = body[0] if few else None
+                producer, new = None, False
+                id = None
                 if shape == PLAIN:
                     head, _, tail = body.rpartition(X)
                     session, x = sessions.get(head), ids.get(tail)
@@ -122,18 +124,17 @@ class Intake:
                     tail, _, rest = tail.partition(PRODUCER)
                     if shape == IDENTIFIED:
                         rest, _, part = rest.rpartition(ID)
-                        first, id = UINT[len(part)](part)
-                        if id < 0 or first != UINT_FIRST[len(part)]:
-                            raise ValueError
+                        id = uint(part)
                     part, _, rest = rest.rpartition(N)
                     first, n = UINT[len(rest)](rest)
                     session, x, producer = numbered.get(head), ids.get(tail), known_producers.get(part)
-                    if producer is None or first != UINT_FIRST[len(rest)]:
+                    if producer is None or first != UINT_FIRST[len(rest)] or (id is not None and id < 0):
                         session = None
                 else:
-                    session, x, producer, n, id = unpack(body)
+                    session = x = None
                 if session is None or x is None:
-                    session, x, producer, n, id = read(body)
+                    session, x, producer, n, id = decode_one(body)
+                    new = few
                 # A plain tuple, for it is the same key as an `Owned`, and made in a quarter of the time.
                 row = rows[(owner, session) if owner else session]  # type: ignore[index]
                 turn = waiting[row]
@@ -142,7 +143,7 @@ class Intake:
                     if turn >= most and id is None:
                         self._take_flood(address, row, session, owner)
                         continue
-                elif not held or routing_id(address) not in held:
+                elif x is not None and (not held or routing_id(address) not in held):
                     if producer is not None:
                         # Nothing of its session waits, so its turn is this wave's, and its number is judged right here.
                         known = producers[row]
@@ -158,6 +159,8 @@ class Intake:
                     wave_x(x)
                     wave_name(session)
                     wave_address(address)
+                    if new:
+                        parts.remember(body, session, x, producer)
                     continue
             except Exception:  # not the ordinary token of an open session: `_take_body` finds out what it is and says so
                 pass

@@ -1,8 +1,16 @@
 """Tapes: one row without NumPy's calls, with its bits. That networks have these bits in every company is in test_exactness."""
 
+import gc
+import pickle
+import subprocess
+import sys
+import textwrap
+import weakref
+
 import numpy as np
 import pytest
 
+from rnnstream.engine.engine import Engine
 from rnnstream.model import tape
 from rnnstream.model.blas import fingerprint, one_thread
 from rnnstream.model.network import Network, Played, random_network
@@ -40,7 +48,7 @@ def test_who_plays_is_in_the_fingerprint_of_what_is_played():
 def test_predict_is_advance_head_and_the_most_likely(size, dtype):
     model = network(token_spec(onehot(), gru(40), dense(size), size=size) | {"dtype": dtype})
     one, rng = model.for_one(), np.random.default_rng(0)
-    assert hasattr(one, "predict") is (size <= 1024)  # of more logits, NumPy's search is as fast
+    assert (one.predict is not None) is (size <= 1024)  # of more logits, NumPy's search is as fast
     with one_thread():
         for state in rng.uniform(-1, 1, (50 if size <= 1024 else 0, 40)).astype(dtype):
             x = int(rng.integers(size))
@@ -184,6 +192,76 @@ def test_what_a_tape_is_given_is_looked_at():
         assert one.advance(vector(4), np.int64(4))[0].tobytes() == one.advance(vector(4), 4)[0].tobytes()
     with pytest.raises(TypeError):
         tape.kernel.Tape(np.int32)
+
+
+def test_ends_that_change_under_way_and_odd_arrays():
+    made = tape.kernel.Tape(np.float32)
+    made.ends(vector(), None, vector(), vector())
+
+    class Sly:
+        def __index__(self):
+            made.ends(vector(1), None, vector(1), vector(1))
+            return 0
+
+    with pytest.raises((TypeError, ValueError)):
+        made.predict(vector(), Sly())
+    fixed = np.frombuffer(bytes(16), np.float32)
+    swapped = vector().astype(">f4")
+    crooked = np.frombuffer(bytearray(17), np.float32, 4, 1)
+    for array in (fixed, swapped, crooked):
+        with pytest.raises(TypeError):
+            made.copy(array, vector())
+    for array in (swapped, crooked):
+        with pytest.raises(TypeError):
+            made.copy(vector(), array)
+    made.copy(vector(), fixed)
+    with pytest.raises(TypeError):
+        tape.kernel.Tape(">f4")
+    with pytest.raises(ValueError, match="overlap"):
+        made.product(np.lib.stride_tricks.as_strided(vector(8), (2, 4), (4, 4)), table(2, 4), table(4, 4))
+    given = tape.kernel.Tape(np.float32)
+    given.ends(vector(), vector(2), vector())
+    with pytest.raises(TypeError):
+        given.play(vector())  # which has an x
+
+
+def test_a_network_is_let_go_of_with_its_tapes():
+    def one():
+        return weakref.ref(network(VARIANTS["gru after"]).for_one()._network)
+
+    gc.collect()
+    before = sum(type(item) is tape.Recorder for item in gc.get_objects())
+    found = [one() for _ in range(3)]
+    gc.collect()
+    assert not any(reference() for reference in found)
+    assert sum(type(item) is tape.Recorder for item in gc.get_objects()) == before
+
+
+@pytest.mark.parametrize("without", [False, True])
+def test_what_was_pickled_plays_where_there_is_a_player(tmp_path, without):
+    engine = Engine(network(VARIANTS["vanilla"]))
+    engine.step([("s", 1), ("t", 2)])
+    file = tmp_path / "engine"
+    file.write_bytes(pickle.dumps(engine))
+    (expected,) = engine.step([("s", 3)])
+    code = f"""
+        import pickle, sys
+        from pathlib import Path
+        if {without}:
+            sys.modules["rnnstream_kernel"] = None
+        from rnnstream.model.network import Played
+        engine = pickle.loads(Path({str(file)!r}).read_bytes())
+        assert isinstance(engine.model.for_one(), Played) is not {without}
+        assert ("kernel" in engine.model.numerics) is not {without}
+        assert engine.step([("s", 3)])[0].p == {expected.p!r}
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
+
+
+def test_a_twin_that_is_played_is_its_own_twin():
+    one = network(VARIANTS["vanilla"]).for_one()
+    assert one.for_one() is one
+    assert not isinstance(one.twin(lambda part: part.one), Played)
 
 
 def test_what_comes_out_is_nobody_elses():

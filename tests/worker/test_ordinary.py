@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnnstream.wire import ordinary
-from rnnstream.wire.ordinary import ID, PRODUCER, UINT, UINT_FIRST, N, Parts, X
+from rnnstream.wire.limits import Limits
+from rnnstream.wire.ordinary import ID, PRODUCER, N, Parts, X, uint
 from tests.engine.models import network
 
-from .driving import Driver, codes, step
+from .driving import Driver, codes, pack, step
 
 Drive = Callable[..., Driver]
 
@@ -62,20 +63,24 @@ def told(parts: Parts, data: bytes) -> tuple[Any, ...] | None:
     if data[:1] == b"\x85":
         rest, _, part = rest.rpartition(ID)
         id = uint(part)
-        if id is None or id < 0:
+        if id < 0:
             return None
     producer, _, n = rest.rpartition(N)
-    number = uint(n)
-    if head not in parts.numbered or x not in parts.ids or producer not in parts.producers or number is None:
+    if head not in parts.numbered or x not in parts.ids or producer not in parts.producers or uint(n) < 0:
         return None
-    return parts.numbered[head], parts.ids[x], parts.producers[producer], number, id
+    return parts.numbered[head], parts.ids[x], parts.producers[producer], uint(n), id
 
 
-def uint(data: bytes) -> int | None:
-    if len(data) not in UINT:
+def meet(parts: Parts, data: bytes) -> tuple[Any, ...] | None:
+    """As `Intake.take` with a body that is not told: what decoding finds of an ordinary token; None: it is none."""
+    try:
+        session, x, producer, n, id = parts.decode(data)
+    except Exception:  # of any kind
         return None
-    first, number = UINT[len(data)](data)
-    return number if first == UINT_FIRST[len(data)] else None
+    if x is None:
+        return None
+    parts.remember(data, session, x, producer)
+    return session, x, producer, n, id
 
 
 def decoded(data: bytes) -> Any:
@@ -105,13 +110,11 @@ def every_body(xs: range, ns: list[int]) -> list[bytes]:
 def test_what_is_told_is_what_decoding_finds() -> None:
     parts, bodies = Parts(SIZE, {}), every_body(range(SIZE), [1, 127, 128, 255, 256, 65535, 65536, 1 << 40])
     for data in bodies:
-        try:
-            session, x, producer, n, id = parts.read(data)
-        except Exception:
-            assert not (0xA0 <= data[9] < 0xC0 and data[-1] < SIZE and len(data) == data[9] - 0xA0 + 13), data  # the plainest
-            continue
-        assert as_map(session, x, producer, n, id) == decoded(data)
+        found = meet(parts, data)
+        assert found is not None
+        assert as_map(*found) == decoded(data)
     assert len(parts.sessions) == len(parts.numbered) // 2 == len(NAMES)
+    assert sum(told(parts, data) is not None for data in bodies) > len(bodies) // 2
     told_of = 0
     random = Random(5)
     for data in bodies:
@@ -130,21 +133,19 @@ def test_what_is_told_is_what_decoding_finds() -> None:
             found = told(parts, joined)
             if found is not None:
                 told_of += 1
-                session, x, producer, n, id = found
-                if producer is None or n > 0:  # another n is no producer's next, which `Intake` looks at
-                    assert as_map(session, x, producer, n, id) == decoded(joined), joined
+                assert as_map(*found) == decoded(joined), joined
     assert told_of > 10_000
 
 
-@given(st.binary(max_size=60))
-def test_bytes_of_any_kind_are_not_told_wrong(data: bytes) -> None:
+@given(
+    st.lists(st.binary(max_size=60), min_size=2, max_size=4),
+    st.sampled_from([b"", b"\x82\xa7session", b"\x85\xa7session\xa1s\xa1x"]),
+)
+def test_bytes_of_any_kind_are_not_told_wrong(some: list[bytes], prefix: bytes) -> None:
     parts = Parts(SIZE, {})
-    for prefix in (b"", b"\x82\xa7session", b"\x84\xa7session\xa1s\xa1x"):
-        try:
-            session, x, producer, n, id = parts.read(prefix + data)
-        except Exception:
-            continue
-        assert as_map(session, x, producer, n, id) == decoded(prefix + data)
+    for data in some * 2:
+        for found in (meet(parts, prefix + data), told(parts, prefix + data)):
+            assert found is None or as_map(*found) == decoded(prefix + data)
 
 
 @pytest.mark.parametrize(
@@ -181,24 +182,21 @@ def test_bytes_of_any_kind_are_not_told_wrong(data: bytes) -> None:
 def test_what_is_not_ordinary_is_left_to_others(data: bytes) -> None:
     parts = Parts(SIZE, {})
     for known in (body("s", b"\x01"), body("s", b"\x01", "p", b"\x01")):
-        parts.read(known)
-    assert told(parts, data) is None or told(parts, data)[3] < 0  # type: ignore[index]
-    try:
-        session, x, producer, n, id = parts.read(data)
-    except Exception:  # of any kind
-        return
-    assert as_map(session, x, producer, n) == decoded(data)
-    assert id is None
-    assert n < 0 or data == body("s", b"\xd0\x01"), "the only one that says the same as an ordinary token"
+        assert meet(parts, known) is not None
+    assert told(parts, data) is None
+    found = meet(parts, data)
+    assert found is None or found[3] < 0 or data == body("s", b"\xd0\x01"), (
+        "the only one that says the same as an ordinary token"
+    )
 
 
 def test_keys_in_another_order_and_ids_are_decoded() -> None:
     parts = Parts(SIZE, {})
-    assert parts.read(msgpack.packb({"x": 3, "session": "s"})) == ("s", 3, None, 0, None)
-    assert parts.read(msgpack.packb({"session": "s", "x": 3, "id": 9})) == ("s", 3, None, 0, 9)
-    assert parts.read(msgpack.packb({"session": "s", "x": 3, "id": -9})) == ("s", 3, None, 0, -9)
-    assert parts.read(msgpack.packb({"session": "s", "x": 3, "n": 2, "producer": "p"})) == ("s", 3, "p", 2, None)
-    assert parts.read(msgpack.packb({"n": 2, "producer": "p", "session": "s", "x": 3, "id": 0})) == ("s", 3, "p", 2, 0)
+    assert parts.decode(msgpack.packb({"x": 3, "session": "s"})) == ("s", 3, None, 0, None)
+    assert parts.decode(msgpack.packb({"session": "s", "x": 3, "id": 9})) == ("s", 3, None, 0, 9)
+    assert parts.decode(msgpack.packb({"session": "s", "x": 3, "id": -9})) == ("s", 3, None, 0, -9)
+    assert parts.decode(msgpack.packb({"session": "s", "x": 3, "n": 2, "producer": "p"})) == ("s", 3, "p", 2, None)
+    assert parts.decode(msgpack.packb({"n": 2, "producer": "p", "session": "s", "x": 3, "id": 0})) == ("s", 3, "p", 2, 0)
 
 
 @pytest.mark.parametrize("n", [b"\xa1\x02", b"\xc4\x02", b"\xca\x00\x00\x00\x02"])
@@ -217,13 +215,46 @@ def test_parts_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> 
     names: dict[str, int] = {}
     parts = Parts(SIZE, names)
     for i in range(20):
-        parts.read(body(f"s{i}", b"\x01", f"p{i}", b"\x01"))
-        parts.read(body(f"s{i}", b"\x01"))
+        meet(parts, body(f"s{i}", b"\x01", f"p{i}", b"\x01"))
+        meet(parts, body(f"s{i}", b"\x01"))
         assert max(len(known) for known in (parts.sessions, parts.numbered, parts.producers, parts.ids)) <= 5
         assert told(parts, body(f"s{i}", b"\x01")) == (f"s{i}", 1, None, 0, None)
-    names.update({f"s{i}": i for i in range(6)})  # so many that few would be found again
-    parts.read(body("another", b"\x01"))
-    assert told(parts, body("another", b"\x01")) is None
+    names.update({f"s{i}": i for i in range(6)})  # so many that few would be met again
+    before = dict(parts.sessions)
+    meet(parts, body("another", b"\x01"))
+    assert parts.sessions == before
+    assert told(parts, body("s19", b"\x01")) is not None
+
+
+def test_nothing_is_remembered_of_sessions_and_producers_that_are_not_there(drive: Drive) -> None:
+    driver = drive(network(), explicit_open=True)
+    driver.ask({"op": "open", "session": "s"})
+    parts = driver.core._intake.parts
+    for i in range(20):
+        driver.handle((b"a", body(f"s{i}", b"\x01")))
+        driver.handle((b"a", body("s", b"\x01", f"p{i}", b"\x05")))
+        driver.handle((b"a", body(f"s{i}", b"\x01", "p", b"\x01")))
+    assert not parts.sessions
+    assert not parts.numbered
+    assert not parts.producers
+    driver.handle((b"a", body("s", b"\x01")))
+    assert list(parts.sessions.values()) == ["s"]
+
+
+def test_a_flood_of_tokens_that_are_not_ordinary_is_refused_the_cheap_way(
+    drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = drive(network(), limits=Limits(waiting=4, frame_requests=4))
+    driver.ask(step("s", 1))
+    driver.core.take([b"a"], [pack([step("s", 1)] * 4)], 0.0)
+    refused: list[Any] = []
+    with monkeypatch.context() as counted:
+        counted.setattr(driver.core._intake, "_take_flood", lambda *arguments: refused.append(arguments))
+        flood = [step("s", 1), step("s", 1, want="none"), step("s", "word"), step("s", 99)]
+        driver.core.take([b"b"] * 4, [pack([one]) for one in flood], 0.0)
+    assert len(refused) == 4
+    while driver.core.waiting:
+        driver.core.turn(0.0)
 
 
 def test_replies_are_those_that_decoding_gets(drive: Drive) -> None:
