@@ -1,8 +1,8 @@
-"""The way in: bodies are decoded, their requests checked, and put into waves.
+"""The way in: bodies are read, their requests checked, and put into waves.
 
 The ordinary token, {"session": ..., "x": id} with or without an int as `id`, not numbered or numbered by a producer that is
-known, of an open session takes the short way: no request is made for it, only entries in lists. Everything else is looked at
-again by `_request`, which explains what is wrong.
+known, of an open session takes the short way: mostly it is told by its bytes (`wire/ordinary.py`), and no request is made for
+it, only entries in lists. Everything else is looked at again by `_request`, which explains what is wrong.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Intake:
             arrivals = self._admitted(arrivals)
         for address, body, owner in arrivals:
             try:
-                shape = body[0] if few else None
+                shape = body[0] if few else None  # cut as `wire/ordinary.py` says; here, for a call would cost as much again
                 producer, new = None, False
                 id = None
                 if shape == PLAIN:
