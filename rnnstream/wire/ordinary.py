@@ -113,7 +113,7 @@ def _remember(known: dict[bytes, Any], part: bytes, value: Any) -> None:
 
 
 def uint(data: bytes) -> int:
-    """The unsigned int that is all of these bytes; -1 if they are none."""
+    """The unsigned int that is all of these bytes; something negative if they are none."""
     if len(data) not in UINT:
         return -1
     first, value = UINT[len(data)](data)

@@ -91,7 +91,7 @@ class Outbox:
                 self._send_or_keep(address, body)
 
     def send_one(self, address: Address, body: bytes, now: float) -> None:
-        """`send` for one reply."""
+        """`send` for one reply, in fewer steps where nothing is in the way: a token alone has no others to share them with."""
         if self.waiting or self.cut or type(address) is not bytes:
             self.send([(address, body)], now)
             return

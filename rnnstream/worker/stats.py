@@ -46,11 +46,9 @@ class Stats:
 
     def alone(self, arrived: float, now: float) -> None:
         """A turn with a single token, which came alone: all that is counted of it."""
-        self.tokens += 1
         self.bodies += 1
-        self._batches[1] += 1
-        self._latencies[min(int((now - arrived) * 1e6).bit_length(), 47)] += 1
-        self.end(now)
+        self.batch(1, 1)
+        self.end(now, ((1, arrived),))
 
     def end(self, now: float, answered: Iterable[tuple[int, float]] = ()) -> None:
         """A turn of the loop has ended, and answered so many bodies that had been taken in at such a time."""
