@@ -10,7 +10,7 @@ setup(
             "rnnstream_kernel",
             ["rnnstream_kernel.c"],
             include_dirs=[numpy.get_include()],
-            extra_compile_args=["-O2", "-ffp-contract=off"],
+            extra_compile_args=["-O3", "-ffp-contract=off"],
         )
     ]
 )

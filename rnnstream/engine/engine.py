@@ -76,28 +76,35 @@ class Engine(Turns):
             if found_one is not None:
                 return [found_one]
         self.check_want(want, surprisal)
-        xs = self.model.input.tokens([x for _, x in pairs])
-        rows: list[int] = []
+        names, values = zip(*pairs, strict=True) if pairs else ((), ())
+        xs = self.model.input.tokens(values)
+        rows: list[Any] = list(map(table.rows.get, names))
+        if None not in rows and all(map(table.live.__getitem__, rows)):  # all are open, the usual case
+            return self._predicted(rows, xs, want, surprisal, now)
+        rows = []
         try:
-            find, live = table.rows.get, table.live
-            for name, _ in pairs:
-                row = find(name)
-                if row is None or not live[row]:
-                    self.known(name)
-                    row = table.take(name)
-                rows.append(row)
-            with one_thread():
-                if 0 < len(rows) == len(set(rows)):  # one wave, the usual case
-                    found = self._move(rows, xs, want, surprisal, now)
-                else:
-                    found = self._move_often(rows, xs, want, surprisal, now)
-            predictions = [prediction for prediction in found if prediction is not None]
-            if len(predictions) < len(rows):
-                raise self.not_finite(next(row for row, prediction in zip(rows, found, strict=True) if prediction is None))
+            for name in names:
+                self.known(name)
+                rows.append(table.take(name))
+            return self._predicted(rows, xs, want, surprisal, now)
         finally:
-            if not all(map(table.live.__getitem__, rows)):
-                for row in rows:
-                    table.free(row)
+            for row in rows:
+                table.free(row)
+
+    def _predicted(self, rows: list[int], xs: list[Any], want: str | int, surprisal: bool, now: float) -> list[Prediction]:
+        """A token for each of these rows.
+
+        Raises:
+            NotFinite: see `step`.
+        """
+        with one_thread():
+            if 0 < len(rows) == len(set(rows)):  # one wave, the usual case
+                found = self._move(rows, xs, want, surprisal, now)
+            else:
+                found = self._move_often(rows, xs, want, surprisal, now)
+        predictions = [prediction for prediction in found if prediction is not None]
+        if len(predictions) < len(rows):
+            raise self.not_finite(next(row for row, prediction in zip(rows, found, strict=True) if prediction is None))
         return predictions
 
     def _move_one(self, name: str, x: Any, want: str | int, now: float) -> Prediction | None:

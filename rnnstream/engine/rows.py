@@ -19,7 +19,7 @@ from rnnstream.engine.moves import Moves, Peek
 from rnnstream.engine.own_rows import OwnRows
 from rnnstream.engine.table import Table
 from rnnstream.errors import BadRequest
-from rnnstream.model.network import Played
+from rnnstream.model.network import Network, Played
 from rnnstream.model.outcomes import TOP, most_likely, most_likely_of_one, surprisals, top
 from rnnstream.model.step import StepModel
 from rnnstream.names import Name, owner_of
@@ -48,6 +48,7 @@ class Rows:
         one = model.for_one() if model.output.kind == "categorical" else None
         self.moves_one = one is not None
         self._one: Any = one or model
+        self._many = model.for_many() if isinstance(model, Network) else model
         self._most_outputs = max(1, OUTPUT_BYTES // (model.output.size * model.dtype.itemsize))
 
     def check_want(self, want: str | int, surprisal: bool) -> None:
@@ -111,19 +112,25 @@ class Rows:
         Returns:
             The moves, all of this row, of which the last one is to be committed. None if a state would not be finite.
         """
-        index, advance, batch = np.array([row], np.intp), self.model.advance, self.model.input.batch
-        state = self.table.states.take(index, axis=0)
-        found = []
-        for token in tokens:
-            found.append(advance(state, batch([token])))
-            state = found[-1][0]
-        states, features = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        index, found = np.array([row], np.intp), []
+        if self.moves_one:
+            state = self.table.states[row]
+            for token in tokens:
+                found.append(self._one.advance(state, token))
+                state = found[-1][0]
+            states, features = (np.stack(arrays) for arrays in zip(*found, strict=True))
+        else:
+            state = self.table.states.take(index, axis=0)
+            for token in tokens:
+                found.append(self.model.advance(state, self.model.input.batch([token])))
+                state = found[-1][0]
+            states, features = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         if not math.isfinite(np.vdot(states, states)):  # as below
             return None
         return Moves(index.repeat(len(tokens)), self.table.t[row] + np.arange(1, len(tokens) + 1), states, features, None)
 
     def _advance(self, index: Array, before: Array, ts: Array, tokens: Sequence[Any]) -> Moves:
-        states, features = self.model.advance(before, self.model.input.batch(tokens))
+        states, features = self._many.advance(before, self.model.input.batch(tokens))
         if states.shape != before.shape or states.dtype != before.dtype:
             raise TypeError(f"advance gave states of shape {states.shape} and {states.dtype} for {len(index)} rows")
         good: Array | None = None
@@ -146,6 +153,14 @@ class Rows:
         self.table.t[rows] = ts
         self.table.moved_at[rows] = now
 
+    def likely(self, features: Array) -> tuple[Array, Array]:  # [B, F] -> [B], [B]
+        """The id of the most likely next token of each row, lowest id first among equals, and its probability.
+
+        Runs under `one_thread`.
+        """
+        many = self._many
+        return many.likely(features) if isinstance(many, Played) and many.likely else most_likely(many.head(features))
+
     def predictions(self, moves: Moves, wants: Sequence[str | int]) -> list[Prediction]:
         """What each of the moves gives; `opened` and `surprisal` are left to the caller. Runs under `one_thread`."""
         ts = moves.ts.tolist()
@@ -163,7 +178,7 @@ class Rows:
         found: list[Prediction] = []
         vocabulary = self.model.output.vocabulary
         for part in self.parts(len(ts)):
-            ids, ps = most_likely(self.model.head(features[part]))
+            ids, ps = self.likely(features[part])
             y = ids.tolist()
             found += map(Prediction, ts[part], y, ps.tolist(), [vocabulary[id] for id in y] if vocabulary else repeat(None))
         return found
@@ -171,7 +186,7 @@ class Rows:
     def _predict(self, found: list[Prediction], features: Array, wants: list[str | int]) -> None:
         """Fill in predictions from their features, for wants that need the head."""
         output = self.model.output
-        logits = self.model.head(features)
+        logits = self._many.head(features)
         categorical = output.kind == "categorical"
         ids, ps = (array.tolist() for array in most_likely(logits)) if categorical else ([], [])
         some_probs = any(isinstance(want, int) or want == "probs" for want in wants)
@@ -198,7 +213,7 @@ class Rows:
         assert features is not None  # `check_want` has seen to it
         ids, scores = np.array(tokens, np.intp), []
         for part in self.parts(len(ids)):
-            scores += surprisals(self.model.head(features[part]), ids[part]).tolist()
+            scores += surprisals(self._many.head(features[part]), ids[part]).tolist()
         return scores
 
     def foresee(self, peeks: Sequence[Peek]) -> None:
@@ -273,7 +288,7 @@ class Rows:
         """A real step that no session sees: it raises what a step would raise. Runs under `one_thread`."""
         source = self.model.input
         _, features = self.model.advance(self.model.initial_state()[np.newaxis], source.batch([source.sample()]))
-        self.model.head(features)
+        self._many.head(features)
 
     def check(self) -> None:
         """Assert what always holds between calls."""

@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from rnnstream.model.activations import ACTIVATIONS
+from rnnstream.model.activations import ACTIVATIONS, OVER_A_ROW
 from rnnstream.model.spec import Layer
 from rnnstream.model.tiles import Product
 
@@ -138,11 +138,14 @@ class Activation(StepLayer):
 
     def __init__(self, layer: Layer, tensors: dict[str, Array]) -> None:
         self.function = ACTIVATIONS[layer.keys["function"]]
+        self.over_a_row = layer.keys["function"] in OVER_A_ROW
         self.products = {}
 
     def step(self, state: Array, x: Array) -> tuple[Array, Array]:  # [B, 0], [B, K] -> [B, 0], [B, K]
         """The function of each row."""
-        return state, self.function(x if x.ndim == 1 else np.ascontiguousarray(x))  # a sum over another layout has other bits
+        return state, self.function(
+            np.ascontiguousarray(x) if self.over_a_row else x
+        )  # a sum over another layout has other bits
 
 
 class Scale(StepLayer):

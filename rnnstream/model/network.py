@@ -147,6 +147,10 @@ class Network(StepModel):
             return None
         return Played(self) if self._plays else self.twin(attrgetter("one"))
 
+    def for_many(self) -> Network:
+        """For batches, with the same bits: itself, or a twin that is played from tapes."""
+        return Played(self, tape.MANY) if self._plays and self._takes_one() and tape.plays_many(self) else self
+
     def _takes_one(self) -> bool:
         own = type(self).advance is Network.advance and type(self).head is Network.head
         return own and self._split > 0 and all(stage.layer is None or stage.layer.takes_one for stage in self._stages)
@@ -187,28 +191,40 @@ class Network(StepModel):
 
 
 class Played(Network):
-    """The twin for one row of a network, played from tapes.
+    """The twin of a network for one row or for batches, played from tapes.
+
+    Args:
+        network: the network.
+        rows: that are played at a time; None: one, without the axis B.
+
+    Attributes:
+        predict, likely: see `tape.record`; None where there is none.
 
     Raises:
         Exception: of any kind: something in it cannot be played.
     """
 
-    predict: Callable[[Array, Any], tuple[Array, int, float] | None] | None = None  # see `tape.record`
+    predict: Callable[[Array, Any], tuple[Array, int, float] | None] | None = None
+    likely: Callable[[Array], tuple[Array, Array]] | None = None
 
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        vars(self).update(vars(network) | tape.record(network))
+    def __init__(self, network: Network, rows: int | None = None) -> None:
+        self._network, self._rows_at_a_time = network, rows
+        vars(self).update(vars(network) | tape.record(network, rows))
 
-    def for_one(self) -> Network:
-        """Itself."""
-        return self
+    def for_one(self) -> Network | None:
+        """That of the network."""
+        return self._network.for_one() if self._rows_at_a_time else self
+
+    def for_many(self) -> Network:
+        """That of the network."""
+        return self if self._rows_at_a_time else self._network.for_many()
 
     def twin(self, one: Callable[[Any], Any]) -> Network:
         """That of the network."""
         return self._network.twin(one)
 
     def __reduce__(self) -> tuple[Callable[[Network], Network | None], tuple[Network]]:
-        return Network.for_one, (self._network,)
+        return Network.for_many if self._rows_at_a_time else Network.for_one, (self._network,)
 
 
 def _stages(spec: Spec, tensors: dict[str, Array]) -> Iterable[_Stage]:

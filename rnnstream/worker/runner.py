@@ -10,7 +10,6 @@ from typing import Any
 from rnnstream.engine.engine import Engine
 from rnnstream.engine.moves import Moves
 from rnnstream.errors import RequestError
-from rnnstream.model.outcomes import most_likely
 from rnnstream.names import owner_of
 from rnnstream.prediction import Prediction
 from rnnstream.store.records import Batch
@@ -272,7 +271,7 @@ class Runner:
         ids: list[int] = []
         ps: list[float] = []
         for part in self.engine.parts(len(names)):
-            some_ids, some_ps = most_likely(model.head(moves.features[part]))
+            some_ids, some_ps = self.engine.likely(moves.features[part])
             ids += some_ids.tolist()
             ps += some_ps.tolist()
         ts, sessions = moves.ts[: len(names)].tolist(), [name.encode() for name in names]

@@ -5,10 +5,10 @@
     python -m scripts.bench.wire --worker-args="--store {new}/store.db"
     python -m scripts.bench.wire --long
 
-Each run has a server of its own, which is warm before it counts: the worker with a random network, `echo.py` or
-`uvloop_server.py`. The load comes from `load.c`, which checks every reply. "{new}" in --worker-args is a fresh folder for each
-run. On a machine that others use too, absolute figures move; so the ratio of two runs that follow each other is looked at,
-and of all rounds the median.
+Each run has a server of its own, which is warm before it counts: the worker with a random network, `echo.py`,
+`by_hand_server.py` or `uvloop_server.py`. The load comes from `load.c`, which checks every reply. "{new}" in --worker-args is a
+fresh folder for each run. On a machine that others use too, absolute figures move; so the ratio of two runs that follow each
+other is looked at, and of all rounds the median.
 """
 
 import argparse
@@ -36,10 +36,11 @@ HERE = Path(__file__).parent
 HIDDEN = VOCABULARY = 100
 SIZES = f"vanilla RNN, hidden {HIDDEN}, vocabulary {VOCABULARY}, float32, want argmax"
 WARM = 5_000  # tokens go before a run, to sessions of their own: what is made once, and what Python adapts, is there then
-WORDS = {"echo": ["--echo"], "uvloop": ["--plain"]}  # the generator's for each server
+WORDS = {"echo": ["--echo"], "uvloop": ["--plain"], "by hand": ["--plain"]}  # the generator's for each server
 LOG_CHARACTERS = 3_000  # the end of a server's log, where a run has failed: a traceback or two
 PATIENCE_S = 10  # for a server that is told to end; a worker with a store writes what waits, which takes far less
-SERVERS = ("worker", "echo", "uvloop", "unnumbered")
+SERVERS = ("worker", "echo", "by hand", "uvloop", "unnumbered")
+ON_UVLOOP = {"by hand": "scripts.bench.by_hand_server", "uvloop": "scripts.bench.uvloop_server"}  # modules
 QUICK = 100  # of --quick: so many times fewer tokens, which shows that all runs, and no figure
 
 
@@ -76,10 +77,11 @@ LOADS = (
         "4 x 4 bodies of 64",
         "--clients 4 --sessions 64 --window 4 --requests 64",
         600_000,
-        against="uvloop",
+        against="by hand",
         ratio=1.5,
         per_second=400_000,
     ),
+    Load("4 x 4 bodies of 64, tuned", "--clients 4 --sessions 64 --window 4 --requests 64", 600_000, against="uvloop"),
     Load("open loop, 50,000 a second", OPEN_LOOP, 250_000, "p99_us", ratio=2.0),
     Load("bodies of 256 of one session", "--requests 256 --window 2", 100_000, against="", per_second=60_000),
 )
@@ -182,8 +184,8 @@ class Bench:
         """What starts a server; `new` is a fresh folder."""
         if server == "echo":
             return [sys.executable, "-m", "scripts.bench.echo"]
-        if server == "uvloop":
-            return [sys.executable, "-m", "scripts.bench.uvloop_server", self.model]
+        if server in ON_UVLOOP:
+            return [sys.executable, "-m", ON_UVLOOP[server], self.model]
         more = [word.replace("{new}", new) for word in shlex.split(self.worker_args)]
         return [sys.executable, "-m", "rnnstream", "serve", self.model, "--bind", "tcp://127.0.0.1:*", *more]
 
@@ -254,7 +256,7 @@ def compare(bench: Bench, loads: list[Load], rounds: int, path: Path | None = No
             if turn >= max(rounds, load.rounds):
                 continue
             servers = ["worker"]
-            if load.against and (load.against != "uvloop" or importlib.util.find_spec("uvloop")):
+            if load.against and (load.against not in ON_UVLOOP or importlib.util.find_spec("uvloop")):
                 servers.insert(turn % 2, load.against)
             for server in servers:
                 figures = bench.measure(server, load)

@@ -1,4 +1,4 @@
-"""Tapes: one row without NumPy's calls, with its bits. That networks have these bits in every company is in test_exactness."""
+"""Tapes: rows without NumPy's calls, with its bits. That networks have these bits in every company is in test_exactness."""
 
 import gc
 import pickle
@@ -14,7 +14,7 @@ from rnnstream.engine.engine import Engine
 from rnnstream.model import tape
 from rnnstream.model.blas import fingerprint, one_thread
 from rnnstream.model.network import Network, Played, random_network
-from rnnstream.model.outcomes import most_likely_of_one
+from rnnstream.model.outcomes import most_likely, most_likely_of_one
 from rnnstream.model.spec import parse
 
 from .nets import VARIANTS, dense, gru, layernorm, network, onehot, rnn, token_spec
@@ -31,6 +31,55 @@ def test_which_networks_are_played(name, dtype):
     model = network(VARIANTS[name] | {"dtype": dtype})
     widened = model.input.kind == "dense" and dtype == "float64"
     assert isinstance(model.for_one(), Played) is (name not in OTHERS and not widened)
+    assert isinstance(model.for_many(), Played) is isinstance(model.for_one(), Played)
+    assert isinstance(model.for_many(), Played) or model.for_many() is model
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        (name, dtype)
+        for name in sorted(set(VARIANTS) - OTHERS)
+        for dtype in ("float32", "float64")
+        if dtype == "float32" or VARIANTS[name]["input"]["kind"] == "token"
+    ],
+)
+def test_batches_of_every_size_have_the_bits_of_numpy(name, dtype):
+    model = network(VARIANTS[name] | {"dtype": dtype})
+    many, rng = model.for_many(), np.random.default_rng(3)
+    token = model.input.kind == "token"
+    with one_thread():
+        for rows in (*range(1, 35), 300):
+            wide = rng.uniform(-1, 1, (rows, model.state_size + 3)).astype(dtype)
+            states = wide[:, :-3] if rows % 2 else wide[:, :-3].copy()  # also of an array that is wider
+            xs = rng.integers(0, model.input.size, rows) if token else rng.random((rows, model.input.size), np.float32)
+            if rows % 5 == 0:
+                states[rng.integers(rows)] = (np.nan, np.inf, np.finfo(dtype).max)[rows // 5 % 3]
+            before = states.copy()
+            expected = *model.advance(states, xs), model.head(model.advance(states, xs)[1])
+            new, features = many.advance(states, xs)
+            kept = new.copy()
+            for some, others in zip(expected, (new, features, many.head(features)), strict=True):
+                np.testing.assert_array_equal(some, others)
+            if many.likely and model.output.kind == "categorical":
+                for some, others in zip(most_likely(expected[2]), many.likely(features), strict=True):
+                    assert some.dtype == others.dtype
+                    np.testing.assert_array_equal(some, others)
+            assert states.tobytes() == before.tobytes()
+            assert new.tobytes() == kept.tobytes()
+
+
+def test_what_does_not_stay_in_the_cache_is_played_in_rows_alone():
+    small, large = (network(token_spec(onehot(), rnn(size), dense(5), size=5)) for size in (500, 520))
+    assert isinstance(small.for_many(), Played)
+    assert large.for_many() is large
+    assert isinstance(large.for_one(), Played)
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "0.3.0", "10.2.0"])
+def test_a_player_of_another_version_is_not_used(version, monkeypatch):
+    monkeypatch.setattr(tape.kernel, "__version__", version)
+    assert not tape.player.__wrapped__()
 
 
 def test_who_plays_is_in_the_fingerprint_of_what_is_played():
@@ -63,9 +112,17 @@ def test_predict_is_advance_head_and_the_most_likely(size, dtype):
 def predict(logits):
     """`predict` for these logits, on a tape that has them as its state."""
     recorder = tape.Recorder(logits.dtype)
-    state, out = recorder.vector(len(logits)), recorder.vector(1)
+    state, out = recorder.buffer(len(logits)), recorder.buffer(1)
     recorder.ends(state, None, out, state)
     return recorder.tape.predict(logits, 0)[1:]
+
+
+def likely(logits):
+    """`likely` for rows of logits, on a tape that has them as its states."""
+    recorder = tape.Recorder(logits.dtype, 3)
+    state = recorder.buffer(logits.shape[1])
+    recorder.ends(state, None, state)
+    return recorder.tape.likely(logits)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -78,6 +135,8 @@ def test_the_most_likely_of_odd_logits(dtype):
     with one_thread():
         for logits in rows:
             np.testing.assert_equal(predict(logits), most_likely_of_one(logits))
+            batch = np.stack([logits, logits[::-1], np.roll(logits, 1), logits])
+            np.testing.assert_equal(likely(batch), most_likely(batch))
 
 
 def test_a_state_that_would_not_be_finite():
@@ -100,6 +159,19 @@ def test_a_tape_that_gives_other_bits_is_not_played(monkeypatch):
         return elementwise(self, np.subtract if ufunc is np.add else ufunc, inputs, out)
 
     monkeypatch.setattr(tape.Recorder, "elementwise", other)
+    assert not tape.is_exact(random_network(spec))
+
+
+def test_tapes_that_give_other_bits_in_batches_alone_are_not_played(monkeypatch):
+    spec, record = parse(VARIANTS["vanilla"]), tape.record
+
+    def other(network, rows=None):
+        found = record(network, rows)
+        if rows is not None:
+            found["likely"] = lambda features: most_likely(network.head(features[::-1]))
+        return found
+
+    monkeypatch.setattr(tape, "record", other)
     assert not tape.is_exact(random_network(spec))
 
 
@@ -144,13 +216,13 @@ def table(k=3, n=4, dtype=np.float32):
         lambda t: t.copy(vector(4)),
         lambda t: t.row(vector(3), table()),
         lambda t: t.row(vector(12), table().ravel()),
-        lambda t: t.product(table(2, 4), table(2, 5), table(4, 4)),
-        lambda t: t.product(table(2, 4), table(3, 4), table(4, 4)),
-        lambda t: t.product(table(2, 5), table(2, 4), table(4, 4)),
-        lambda t: t.product(table(4, 2).T, table(2, 4), table(4, 4)),
-        lambda t: t.product(table(2, 1), table(2, 4), table(4, 1)),
-        lambda t: t.product(vector(4), table(1, 4), table(4, 4)),
-        lambda t: t.product(table(2, 4), table(2, 4), table(4, 4).T[::2].T),
+        lambda t: t.product(table(2, 4), table(2, 5), table(4, 4), 0),
+        lambda t: t.product(table(2, 4), table(3, 4), table(4, 4), 0),
+        lambda t: t.product(table(2, 5), table(2, 4), table(4, 4), 0),
+        lambda t: t.product(table(4, 2).T, table(2, 4), table(4, 4), 0),
+        lambda t: t.product(table(2, 1), table(2, 4), table(4, 1), 0),
+        lambda t: t.product(vector(4), table(1, 4), table(4, 4), 0),
+        lambda t: t.product(table(2, 4), table(2, 4), table(4, 4).T[::2].T, 0),
         lambda t: t.loop(np.tanh, vector(3), vector(4)),
         lambda t: t.loop(np.tanh, vector(4), vector(1)),
         lambda t: t.loop(np.tanh, vector(4)),
@@ -169,6 +241,11 @@ def table(k=3, n=4, dtype=np.float32):
         lambda t: t.ends(None, None, vector()),
         lambda t: t.play(vector()),
         lambda t: t.predict(vector(), 0),
+        lambda t: t.play_many(table(), np.arange(3)),
+        lambda t: t.likely(table()),
+        lambda t: t.copy(table(2, 4), table(2, 4)),
+        lambda t: t.row(table(2, 4), table()),
+        lambda t: t.loop(np.add, table(2, 4), vector(4), table(2, 4)),
     ],
 )
 def test_what_does_not_go_together_is_refused(put):
@@ -192,6 +269,48 @@ def test_what_a_tape_is_given_is_looked_at():
         assert one.advance(vector(4), np.int64(4))[0].tobytes() == one.advance(vector(4), 4)[0].tobytes()
     with pytest.raises(TypeError):
         tape.kernel.Tape(np.int32)
+
+
+def test_what_a_tape_of_many_rows_is_given_is_looked_at():
+    many = network(token_spec(onehot(), rnn(4), dense(5), size=5)).for_many()
+    ids = np.arange(3)
+    with one_thread():
+        assert many.advance(table(), ids)[0].shape == (3, 4)
+        for states, xs in [
+            (table(3, 5), ids),
+            (table(3, 4, np.float64), ids),
+            (table(4, 4), ids),
+            (vector(), ids),
+            (table(4, 6).T[::2].T, ids),
+            ([[0.0] * 4] * 3, ids),
+            (table(), ids.astype(np.int32)),
+            (table(), ids.astype(np.float32)),
+            (table(), ids.tolist()),
+            (table(), np.arange(6)[::2]),
+            (table(), table(3, 1)),
+            (table(), None),
+        ]:
+            with pytest.raises((TypeError, ValueError)):
+                many.advance(states, xs)
+        for bad in (-1, 5):
+            with pytest.raises(IndexError):
+                many.advance(table(), np.array([0, 0, bad]))
+        for features in (table(3, 5), vector(), table(3, 4, np.float64), None):
+            with pytest.raises((TypeError, ValueError)):
+                many.likely(features)
+        assert many.advance(table(0, 4), ids[:0])[0].shape == (0, 4)
+        assert [array.shape for array in many.likely(table(0, 4))] == [(0,), (0,)]
+    dense_one = tape.kernel.Tape(np.float32, 2)
+    dense_one.ends(table(2, 4), table(2, 3), table(2, 4))
+    for xs in (table(3, 2), table(2, 3), ids, vector(3)):
+        with pytest.raises((TypeError, ValueError)):
+            dense_one.play_many(table(), xs)
+    for end in (vector(), table(3, 4), table(1, 4)):
+        with pytest.raises(ValueError, match="row"):
+            dense_one.ends(end, None, table(2, 4))
+    for rows in (0, -1, 1 << 40):
+        with pytest.raises(ValueError, match="rows"):
+            tape.kernel.Tape(np.float32, rows)
 
 
 def test_ends_that_change_under_way_and_odd_arrays():
@@ -218,7 +337,7 @@ def test_ends_that_change_under_way_and_odd_arrays():
     with pytest.raises(TypeError):
         tape.kernel.Tape(">f4")
     with pytest.raises(ValueError, match="overlap"):
-        made.product(np.lib.stride_tricks.as_strided(vector(8), (2, 4), (4, 4)), table(2, 4), table(4, 4))
+        made.product(np.lib.stride_tricks.as_strided(vector(8), (2, 4), (4, 4)), table(2, 4), table(4, 4), 0)
     given = tape.kernel.Tape(np.float32)
     given.ends(vector(), vector(2), vector())
     with pytest.raises(TypeError):
@@ -252,6 +371,7 @@ def test_what_was_pickled_plays_where_there_is_a_player(tmp_path, without):
         from rnnstream.model.network import Played
         engine = pickle.loads(Path({str(file)!r}).read_bytes())
         assert isinstance(engine.model.for_one(), Played) is not {without}
+        assert isinstance(engine._many, Played) is not {without}
         assert ("kernel" in engine.model.numerics) is not {without}
         assert engine.step([("s", 3)])[0].p == {expected.p!r}
     """
@@ -262,6 +382,10 @@ def test_a_twin_that_is_played_is_its_own_twin():
     one = network(VARIANTS["vanilla"]).for_one()
     assert one.for_one() is one
     assert not isinstance(one.twin(lambda part: part.one), Played)
+    many = one.for_many()
+    assert many.likely is not None
+    assert many.for_many() is many
+    assert many.for_one().predict is not None
 
 
 def test_what_comes_out_is_nobody_elses():

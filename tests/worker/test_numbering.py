@@ -243,7 +243,7 @@ def test_a_bug_in_a_step_uses_no_number(drive: Drive, monkeypatch: pytest.Monkey
     driver = drive(network())
     driver.ask(numbered(1))
     with monkeypatch.context() as broken:
-        broken.setattr(type(driver.engine.model), "head", lambda *arguments: 1 / 0)
+        broken.setattr(driver.engine, "likely", lambda *arguments: 1 / 0)
         broken.setattr(driver.engine, "predict_one", lambda *arguments: 1 / 0)
         assert codes(driver.ask(numbered(2))) == ["internal"]
         assert codes(driver.ask(numbered(2), numbered(3), step("s", 1))) == ["internal", "gap", "internal"]

@@ -159,7 +159,7 @@ def test_a_bug_in_a_peek_is_told_and_the_worker_goes_on(drive: Drive, monkeypatc
     driver = drive(network())
     driver.ask(step("s", 1))
     with monkeypatch.context() as broken:
-        broken.setattr(type(driver.engine.model), "head", lambda *arguments: 1 / 0)
+        broken.setattr(driver.engine, "likely", lambda *arguments: 1 / 0)
         (reply,) = driver.ask({"op": "peek", "session": "s", "xs": [1, 2], "id": 5})
         assert (reply["error"], reply["session"], reply["id"]) == ("internal", "s", 5)
     assert len(driver.ask({"op": "peek", "session": "s", "xs": [1, 2]})[0]["ys"]) == 2

@@ -73,20 +73,20 @@ def test_turns_take_more_while_something_is_left_and_less_once_nothing_is(ends: 
     while left:
         taken.append(ends.turn())
         left -= taken[-1]
-    assert taken[:-1] == [16, 64, 80, 90, 101, 113, 127]  # four for each of the 16 that were in the first, and of all 20 then
+    assert taken[:-1] == [16, 128, 160, 180]  # eight for each of the 16 that were in the first, and of all 20 then
     enough = ends.router._enough
-    assert enough == 142 - 142 // 8  # the last turn might have taken 142, and found fewer
+    assert enough == 202 - 202 // 8  # the last turn might have taken 202, and found fewer
     for peer in ends.peers:
         for _ in range(30):
             assert decode(peer.recv())[0]["t"] == 1
-    sizes = []
+    sizes, ends.router._enough = [], 300
     for _ in range(30):
         ends.send(1)
         ends.turn()
         sizes.append(ends.router._enough)
         while ends.router.socket.poll(0):
             ends.turn()
-    assert sizes[:5] == [110, 97, 85, 80, 80]
+    assert sizes[:6] == [263, 231, 203, 178, 160, 160]
     assert sizes[-10:] == [FOR_EACH * PEERS] * 10
 
 
@@ -102,7 +102,7 @@ def test_what_waits_already_takes_no_room_of_a_turn(ends: Ends) -> None:
     ends.peers[0].send(pack([step("deep", 1) for _ in range(512)]))
     assert ends.turn() == 512
     ends.send(30)
-    for expected in (16, 64, 80, 90):
+    for expected in (16, 128, 160, 180):
         waiting = ends.router.core.waiting
         assert ends.turn() - waiting == expected
 
