@@ -22,7 +22,7 @@ from rnnstream.worker.keeper import Keeper
 from rnnstream.worker.order import Address, Body, Order, routing_id
 from rnnstream.worker.quotas import Quotas
 from rnnstream.worker.refusals import Refusals
-from rnnstream.worker.standing import Standing
+from rnnstream.worker.standing import CONNECTION_BYTES, Standing
 from rnnstream.worker.waves import Wave, Waves
 
 MOST_WAITING = 65_536  # requests: beyond them nothing is read, and ZeroMQ and TCP hold the producers back
@@ -209,6 +209,10 @@ class Intake:
         if held_bytes > CROWDED_BYTES:
             self.crowded.add(routing_id(address))
             return
+        if not owner and held_bytes <= CONNECTION_BYTES:  # there is nothing to count, and no reason to refuse it
+            told = self.parts.tell(data)
+            if told is not None and self._take_told(address, *told):
+                return
         items, problem = decode(data, self._limits.frame_requests)
         body = Body(address, len(items) + (problem is not None), self._now, owner)
         body.bytes = len(body.replies) * self.reply_bytes
@@ -217,7 +221,7 @@ class Intake:
         waiting, closing = waves.waiting, waves.closing
         room = self._limits.waiting - len(items)  # a session whose queue is shorter than this has room for the whole body
         judged: dict[int, bool] = {}
-        run_turn, run_place, short = -1, 0, 0
+        run_turn, run_place, short, plain = -1, 0, 0, 0
         crowded = self._standing.count(owner, len(body.replies), held_bytes)
         for place, item in enumerate(items):
             if crowded is not None:
@@ -246,6 +250,8 @@ class Intake:
                         wave_name(session)
                         if keys == 3:
                             body.ids[place] = item["id"]
+                        else:
+                            plain += 1
                         waiting[row] = turn + 1
                         short += 1
                         continue
@@ -269,11 +275,36 @@ class Intake:
                 pass
             self._request(body, place, items, judged)
         waves.count += short
+        if plain == len(body.replies):
+            self.parts.remember_all(data, items)
         if problem is not None:
             body.answer(len(items), self._answers.refused(problem, {}))
         if not body.missing:
             body.bytes = sum(map(len, body.replies))  # type: ignore[arg-type]
         self.order.add(body)
+
+    def _take_told(self, address: Address, names: list[str], xs: list[int]) -> bool:
+        """Take in a body of plain tokens of different sessions, if all of these wait for the same wave. Whether it was done."""
+        table, waves = self._engine.table, self.waves
+        rows: list[Any] = list(map(table.rows.get, names))
+        distinct = set(rows)
+        if None in distinct or len(distinct) < len(rows) or len(rows) > self._limits.frame_requests or waves.closing:
+            return False
+        turns = set(map(waves.waiting.__getitem__, rows))
+        turn = turns.pop()
+        if turns or turn >= self._limits.waiting - len(rows) or not all(map(table.live.__getitem__, rows)):
+            return False
+        body, wave = Body(address, len(rows), self._now), waves.at(turn)
+        body.bytes = len(rows) * self.reply_bytes
+        wave.runs.append((len(wave.body_rows), body, 0))
+        wave.body_rows += rows
+        wave.body_xs += xs
+        wave.body_names += names
+        for row in rows:
+            waves.waiting[row] = turn + 1
+        waves.count += len(rows)
+        self.order.add(body)
+        return True
 
     def _request(self, body: Body, place: int, items: list[dict[Any, Any]], judged: dict[int, bool]) -> None:
         """Check one request of a body; answer it, or put it into a wave.

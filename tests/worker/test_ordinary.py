@@ -257,11 +257,142 @@ def test_a_flood_of_tokens_that_are_not_ordinary_is_refused_the_cheap_way(
         driver.core.turn(0.0)
 
 
+def decoded_all(data: bytes) -> list[Any] | None:
+    """All of a body, by msgpack itself; None: it is not whole."""
+    unpacker = msgpack.Unpacker(strict_map_key=False)
+    unpacker.feed(data)
+    try:
+        found = list(unpacker)
+    except Exception:
+        return None
+    return found if unpacker.tell() == len(data) else None
+
+
+def test_what_is_told_of_a_body_is_what_decoding_finds() -> None:
+    random, parts, told_of = Random(7), Parts(SIZE, {}), 0
+    names = [*NAMES, "\u0802\u00a7session", "a\u20a7session"]
+    odd = [
+        X,
+        b"\x82",
+        b"\x82\xa7session",
+        b"\x83\xa7session",
+        b"\x01",
+        b"\xa1s",
+        b"\xc0",
+        b"\x82\xa7session\xa1s\xa1x\x01\xa1x\x01",
+    ]
+    for _ in range(20_000):
+        tokens = [body(random.choice(names), random.choice(uints(random.randrange(SIZE)))) for _ in range(random.randrange(5))]
+        data = b"".join(tokens)
+        found = parts.tell(data)
+        if found is None and len(tokens) > 1:
+            parts.remember_all(data, decoded_all(data) or [])
+            found = parts.tell(data)
+        # An id may be written in a longer way than is remembered.
+        if found is not None:
+            told_of += 1
+            assert [as_map(name, x, None, 0) for name, x in zip(*found, strict=True)] == decoded_all(data)
+        if data and random.random() < 0.7:
+            at = random.randrange(len(data))
+            changed = data[:at] + random.choice(odd) + data[at + random.randrange(12) :]
+            found = parts.tell(changed)
+            if found is not None:
+                assert [as_map(name, x, None, 0) for name, x in zip(*found, strict=True)] == decoded_all(changed), changed
+            parts.remember_all(changed, decoded_all(data) or [])  # of tokens that are not its own: nothing wrong comes of it
+    assert told_of > 5_000
+    assert len(parts.in_bodies) == len(names) - 1  # the last one has the beginning of a token in it
+
+
+def test_parts_of_bodies_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ordinary, "KNOWN", 5)
+    names: dict[str, int] = {}
+    parts = Parts(SIZE, names)
+    for i in range(20):
+        data = body(f"s{i}", b"\x01") + body(f"t{i}", b"\x01")
+        parts.remember_all(data, decoded_all(data) or [])
+        assert len(parts.in_bodies) <= 5
+    assert parts.tell(data) == (["s19", "t19"], [1, 1])
+    names.update({f"s{i}": i for i in range(6)})
+    assert parts.tell(data) is None
+    parts.in_bodies.clear()
+    parts.remember_all(data, decoded_all(data) or [])
+    assert not parts.in_bodies
+
+
+def test_bodies_that_are_told_are_answered_as_those_that_are_decoded(drive: Drive) -> None:
+    limits = Limits(waiting=10, frame_requests=6)
+    told, careful = drive(network(), limits=limits), drive(network(), limits=limits)
+    careful.core._intake.parts.tell = lambda body: None  # type: ignore[method-assign]
+    taken = []
+    take_told = told.core._intake._take_told
+    told.core._intake._take_told = lambda *body: taken.append(take_told(*body)) or taken[-1]  # type: ignore[method-assign, func-returns-value]
+    random, seen, sessions = Random(11), set(), ["a", "b"]
+    for _ in range(1500):
+        arrivals = []
+        for _ in range(random.randrange(1, 6)):
+            if random.random() < 0.6:  # else the same ones again, which wait in the same waves
+                sessions = random.sample("abcdefgh", random.randrange(1, 8))
+            requests = [step(name, random.choice([0, 1, 2, 3, 4, 5, 6])) for name in sessions]
+            if random.random() < 0.2:
+                place = random.randrange(len(requests))
+                requests[place] = random.choice(
+                    [
+                        step(sessions[place], 9),
+                        step(sessions[0], 1),
+                        step(sessions[place], 2) | {"id": 5},
+                        {"op": "close", "session": sessions[place]},
+                        {"op": "reset", "session": sessions[place]},
+                        {"op": "reset", "session": sessions[place]},
+                        {"op": "peek", "session": sessions[place], "xs": [1]},
+                    ]
+                )
+            arrivals.append((random.choice([b"one", b"two", b"three"]), pack(requests)))
+        rests = random.random() < 0.6
+        for driver in (told, careful):
+            driver.handle(*arrivals)
+            if rests:
+                driver.finish()
+        assert told.core.waiting == careful.core.waiting
+        seen |= {code for bodies in told.replies.values() for replies in bodies for code in codes(replies) if type(code) is str}
+    for driver in (told, careful):
+        driver.finish()
+    assert told.replies == careful.replies
+    assert told.states() == careful.states()
+    assert taken.count(True) > 200
+    assert taken.count(False) > 50
+    assert seen >= {"bad_token", "unknown_session", "bad_message", "busy"}
+
+
+def test_bodies_that_are_told_go_no_further_than_the_bounds_and_open_nothing(drive: Drive) -> None:
+    limits, data = Limits(waiting=10, frame_requests=6), pack([step("a", 1), step("b", 1)])
+    told, careful = drive(network(), limits=limits), drive(network(), limits=limits)
+    careful.core._intake.parts.tell = lambda body: None  # type: ignore[method-assign]
+    for driver in (told, careful):
+        for _ in range(2):  # opened, then met
+            driver.ask(step("a", 1), step("b", 1))
+        driver.handle(*[(bytes([i]), data) for i in range(12)])
+        driver.finish()
+        driver.ask({"op": "close", "session": "b"})
+        driver.handle((b"one", pack([{"op": "open", "session": "b", "state": b"none"}, step("a", 1)])), (b"two", data))
+        driver.finish()
+    assert told.core._intake.parts.tell(data) == (["a", "b"], [1, 1])
+    assert told.replies == careful.replies
+    assert codes(told.replies[b"\x08"][0]) == [11, 11]
+    assert codes(told.replies[b"\x0b"][0]) == ["busy", "busy"]
+    assert codes(told.replies[b"two"][0])[1] == "unknown_session"
+
+
 def test_replies_are_those_that_decoding_gets(drive: Drive) -> None:
     """Tokens good and bad, told by their bytes and decoded: the same replies, and the same sessions."""
     short, careful = drive(network()), drive(network())
     nothing = SimpleNamespace(
-        sessions={}, numbered={}, ids={}, producers={}, read=lambda body: 1 / 0, decode=lambda body: 1 / 0
+        sessions={},
+        numbered={},
+        ids={},
+        producers={},
+        decode=lambda body: 1 / 0,
+        tell=lambda body: None,
+        remember_all=lambda body, tokens: None,
     )
     careful.core._intake.parts = nothing  # type: ignore[assignment]
     careful.core.alone = None
