@@ -73,7 +73,7 @@ class Core:
         self._peeks = Peeks(engine, self._answers)
         self._runner = Runner(engine, self._answers, self._intake, self._peeks, self.stats, keeper)
         straight = self._runner.moves_one and engine.idle_timeout_s is None
-        self.alone = Alone(engine, self._intake.parts, self._runner.labels) if straight else None
+        self.alone = Alone(engine, self._intake.parts, self._runner.replies.labels) if straight else None
         self._keeper, self._hold_s = keeper, hold_s
         self._group: list[tuple[Wave, list[bytes]]] = []  # waves that have run, and their replies, which are still held
         self._group_began = 0.0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import struct
 from collections.abc import Container
 from typing import Any
+
+import numpy as np
 
 from rnnstream.engine.engine import Engine
 from rnnstream.engine.moves import Moves
@@ -41,7 +42,7 @@ class Runner:
 
     Attributes:
         moves_one: a token that is alone makes no batch.
-        labels: the last bytes of ordinary replies, by id; None without a vocabulary.
+        replies: makes the ordinary ones.
     """
 
     def __init__(
@@ -50,8 +51,7 @@ class Runner:
         self.engine, self.stats = engine, stats
         self._answers, self._intake, self._peeks, self._keeper = answers, intake, peeks, keeper
         self.moves_one = keeper is None and engine.moves_one
-        vocabulary = engine.model.output.vocabulary
-        self.labels = [wire.step_label(label) for label in vocabulary] if vocabulary else None
+        self.replies = wire.WaveReplies(engine.model.output.vocabulary, engine.table.rows)
 
     def run(self, wave: Wave, now: float) -> list[bytes]:
         """Run a wave: the replies to its ordinary tokens; those to its other requests are its `answers` then."""
@@ -79,7 +79,7 @@ class Runner:
         if found is None or t > wire.STEP_T:
             return None
         state, y, p = found
-        reply = wire.step_reply(wave.names[0].encode(), t, y, p, self.labels)
+        reply = wire.step_reply(wave.names[0].encode(), t, y, p, self.replies.labels)
         engine.commit_one(row, state, t, now)
         self.stats.batch(1, 1)
         if wave.marks:
@@ -267,24 +267,9 @@ class Runner:
 
     def _plain_replies(self, moves: Moves, names: list[str]) -> list[bytes]:
         """The ordinary replies to the first tokens of a batch, those of these sessions."""
-        model = self.engine.model
-        ids: list[int] = []
-        ps: list[float] = []
-        for part in self.engine.parts(len(names)):
-            some_ids, some_ps = self.engine.likely(moves.features[part])
-            ids += some_ids.tolist()
-            ps += some_ps.tolist()
-        ts, sessions = moves.ts[: len(names)].tolist(), [name.encode() for name in names]
-        try:
-            return wire.step_replies(sessions, ts, ids, ps, self.labels)
-        except struct.error:  # a t beyond 32 bits
-            vocabulary = model.output.vocabulary
-            replies = wire.step_replies(sessions, [min(t, wire.STEP_T) for t in ts], ids, ps, self.labels)
-            for place, (session, t, y, p) in enumerate(zip(sessions, ts, ids, ps, strict=True)):
-                if t > wire.STEP_T:
-                    label = {"label": vocabulary[y]} if vocabulary else {}
-                    replies[place] = wire.encode({"session": session.decode(), "t": t, "y": y, "p": p} | label)
-            return replies
+        found = [self.engine.likely(moves.features[part]) for part in self.engine.parts(len(names))]
+        ys, ps = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
+        return self.replies.make(names, moves.ts[: len(names)], ys, ps)
 
     def _predicted(self, moves: Moves, plain: int, steps: list[Step]) -> list[bytes]:
         """The replies to the steps behind the plain ones, without their ids."""

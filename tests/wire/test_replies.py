@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from rnnstream import errors
 from rnnstream.errors import ProtocolError, RequestError
 from rnnstream.prediction import Prediction
+from rnnstream.wire import replies
 from rnnstream.wire.replies import (
     STEP_T,
+    WaveReplies,
     decode,
     encode,
     error_map,
-    step_label,
-    step_replies,
+    step_reply,
     with_again,
     with_id,
 )
@@ -30,19 +31,23 @@ from rnnstream.wire.replies import (
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=50)
 one = st.tuples(names, st.integers(0, STEP_T), st.integers(0, 9), st.floats(0, 1))
 
+
+def columns(wave: list[tuple[str, int, int, float]]) -> tuple[Any, ...]:
+    names, ts, ys, ps = zip(*wave, strict=True)
+    return names, np.array(ts), np.array(ys), np.array(ps)
+
+
 # Ordinary replies -----------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(one), st.booleans())
+@given(st.lists(one, min_size=1, max_size=200), st.booleans())
 def test_ordinary_replies_are_the_bytes_of_their_maps(wave: list[tuple[str, int, int, float]], with_labels: bool) -> None:
     vocabulary = [f"{'ü' * i}{i}" for i in range(10)]
-    bodies = step_replies(
-        [name.encode() for name, *_ in wave],
-        [t for _, t, *_ in wave],
-        [y for _, _, y, _ in wave],
-        [p for *_, p in wave],
-        [step_label(label) for label in vocabulary] if with_labels else None,
-    )
+    made = WaveReplies(vocabulary if with_labels else None, ())
+    bodies = made.make(*columns(wave))
+    assert bodies == [step_reply(name.encode(), t, y, p, made.labels) for name, t, y, p in wave]
+    assert bodies == made.make(*columns(wave))  # from what is kept
+    assert made.make(*columns(wave[:1])) == bodies[:1]
     expected = [
         {"session": name, "t": t, "y": y, "p": p} | ({"label": vocabulary[y]} if with_labels else {}) for name, t, y, p in wave
     ]
@@ -52,7 +57,8 @@ def test_ordinary_replies_are_the_bytes_of_their_maps(wave: list[tuple[str, int,
 
 @pytest.mark.parametrize("size", [1, 31, 32, 200])  # one byte of length, or two from 32
 def test_ordinary_replies_for_names_of_every_length_class(size: int) -> None:
-    (body,) = step_replies([b"n" * size], [STEP_T], [2**32 - 1], [1 / 3], None)
+    body = step_reply(b"n" * size, STEP_T, 2**32 - 1, 1 / 3, None)
+    assert [body] == WaveReplies(None, ()).make(*columns([("n" * size, STEP_T, 2**32 - 1, 1 / 3)]))
     assert msgpack.unpackb(body) == {"session": "n" * size, "t": STEP_T, "y": 2**32 - 1, "p": 1 / 3}
     assert body.endswith(struct.pack(">d", 1 / 3))
 
@@ -69,9 +75,27 @@ def test_a_kept_reply_says_so_before_its_id() -> None:
     assert with_id(with_again(msgpack.packb(reply)), "i") == msgpack.packb({**reply, "again": True, "id": "i"})
 
 
-def test_a_step_count_beyond_the_fixed_width_is_an_error_not_a_wrong_number() -> None:
+@pytest.mark.parametrize("vocabulary", [None, ["a", "b"]])
+def test_a_step_count_beyond_the_fixed_width_is_never_a_wrong_number(vocabulary: list[str] | None) -> None:
     with pytest.raises(struct.error):
-        step_replies([b"s"], [STEP_T + 1], [0], [0.5], None)
+        step_reply(b"s", STEP_T + 1, 0, 0.5, None)
+    wave = [("a", STEP_T, 0, 0.5), ("b", STEP_T + 1, 1, 0.25), ("c", 1, 0, 0.75), ("d", 1 << 40, 1, 0.5)]
+    assert decode(b"".join(WaveReplies(vocabulary, ()).make(*columns(wave)))) == [
+        {"session": name, "t": t, "y": y, "p": p} | ({"label": vocabulary[y]} if vocabulary else {}) for name, t, y, p in wave
+    ]
+
+
+def test_beginnings_of_replies_are_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replies, "KNOWN", 5)
+    names: dict[str, int] = {}
+    made = WaveReplies(None, names)
+    for i in range(20):
+        made.make(*columns([(f"s{i}", 1, 2, 0.5), ("t", 1, 2, 0.5)]))
+        assert 0 < len(made._heads) <= 5
+    names.update(dict.fromkeys("abcdef", 0))
+    kept = dict(made._heads)
+    assert made.make(*columns([("new", 1, 2, 0.5)])) == [step_reply(b"new", 1, 2, 0.5, None)]
+    assert made._heads == kept
 
 
 # Decoding -------------------------------------------------------------------------------------------------------------
