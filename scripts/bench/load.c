@@ -8,7 +8,7 @@
  * Open loop (--rate): R bodies a second, over all clients, each due at a time fixed beforehand. Its latency counts from then,
  * so that a server that stalls cannot hide it by slowing the load down.
  * --count: requests in all. --vocab: token ids are below it. --name: first letter of the sessions' names. --number: with
- * producer and n. --parts: also print p99 of so many equal parts of the run. --echo: expect the requests back, without a t.
+ * producer and n. --parts: also print p99 and speed of so many equal parts of the run. --echo: expect the requests back, without a t.
  * --plain: speak to a plain TCP server, each body behind its length, 4 bytes, big-endian.
  *
  * "errors" counts the replies that are errors, of another session, with another t than the next, or no reply at all.
@@ -265,6 +265,8 @@ int main(int argc, char **argv) {
   }
 
   float *latency = malloc(bodies * sizeof *latency); /* µs */
+  double *ended = calloc(parts + 1, sizeof *ended); /* when each part was answered; the first is the beginning */
+  int part = 1;
   double start = now(), last = start;
   for (; !rate && sent < bodies && sent < (long)window * clients; sent++) submit(all + sent % clients, sent % clients, now());
   while (got < bodies) {
@@ -282,6 +284,7 @@ int main(int argc, char **argv) {
       for (long n; items[i].revents && got < bodies && (body = receive(c, &n)); got++) {
         double due = rate ? start + (c->got * clients + i) / rate : c->due[c->got % window];
         latency[got] = ((last = now()) - due) * 1e6;
+        if (got + 1 == bodies * part / parts) ended[part++] = last;
         check_body(c, i, body, n);
         c->got++;
         if (!rate && sent < bodies) { submit(c, i, last); sent++; }
@@ -298,6 +301,10 @@ int main(int argc, char **argv) {
       qsort(latency + from, n, sizeof *latency, by_value);
       printf("%s%.1f", i ? ", " : "", at(latency + from, n, .99));
     }
+    printf("], \"parts_per_second\": [");
+    ended[0] = start;
+    for (int i = 0; i < parts; i++)
+      printf("%s%.1f", i ? ", " : "", (bodies * (i + 1) / parts - bodies * i / parts) * requests / (ended[i + 1] - ended[i]));
     printf("], ");
   }
   qsort(latency, got, sizeof *latency, by_value);

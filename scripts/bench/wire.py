@@ -4,6 +4,7 @@
     python -m scripts.bench.wire --loads "16 x 16" --rounds 9 --json wire.json
     python -m scripts.bench.wire --worker-args="--store {new}/store.db"
     python -m scripts.bench.wire --long
+    python -m scripts.bench.wire --million
 
 Each run has a server of its own, which is warm before it counts: the worker with a random network, `echo.py`,
 `by_hand_server.py` or `uvloop_server.py`. The load comes from `load.c`, which checks every reply. "{new}" in --worker-args is a
@@ -39,7 +40,7 @@ WARM = 5_000  # tokens go before a run, to sessions of their own: what is made o
 WORDS = {"echo": ["--echo"], "uvloop": ["--plain"], "by hand": ["--plain"]}  # the generator's for each server
 LOG_CHARACTERS = 3_000  # the end of a server's log, where a run has failed: a traceback or two
 PATIENCE_S = 10  # for a server that is told to end; a worker with a store writes what waits, which takes far less
-SERVERS = ("worker", "echo", "by hand", "uvloop", "unnumbered")
+SERVERS = ("worker", "echo", "by hand", "uvloop", "unnumbered", "a thousand")
 ON_UVLOOP = {"by hand": "scripts.bench.by_hand_server", "uvloop": "scripts.bench.uvloop_server"}  # modules
 QUICK = 100  # of --quick: so many times fewer tokens, which shows that all runs, and no figure
 
@@ -86,6 +87,18 @@ LOADS = (
     Load("bodies of 256 of one session", "--requests 256 --window 2", 100_000, against="", per_second=60_000),
 )
 LONG = Load("open loop, 50,000 a second, 10 minutes", f"{OPEN_LOOP} --parts 10", 30_000_000, "p99_us", against="")
+
+
+# Each session gets three tokens. The first opens it, so the others are what is counted.
+MILLION = Load(
+    "16 x 16, 992,000 sessions",
+    "--clients 16 --sessions 62000 --window 16 --parts 3",
+    2_976_000,
+    against="a thousand",
+    ratio=0.6,
+)
+A_THOUSAND = ("--sessions 62000", "--sessions 62")
+MILLION_HIDDEN = 128
 
 
 def build(directory: Path) -> Path:
@@ -168,13 +181,14 @@ class Bench:
     Args:
         directory: for the generator and the model.
         worker_args: further ones for `rnnstream serve`.
+        hidden: size of the network.
     """
 
-    def __init__(self, directory: Path, worker_args: str = "") -> None:
+    def __init__(self, directory: Path, worker_args: str = "", hidden: int = HIDDEN) -> None:
         self.generator = build(directory)
         layers: list[dict[str, Any]] = [
             {"kind": "onehot"},
-            {"kind": "rnn", "size": HIDDEN},
+            {"kind": "rnn", "size": hidden},
             {"kind": "dense", "size": VOCABULARY},
         ]
         self.model = str(random_model(directory / "model.safetensors", layers, size=VOCABULARY))
@@ -191,7 +205,12 @@ class Bench:
 
     def measure(self, server: str, load: Load) -> dict[str, Any]:
         """One run: what the generator prints, and the server's processor time in µs a request."""
-        words = load.arguments.replace("--number", "" if server == "unnumbered" else "--number").split()
+        arguments = load.arguments
+        if server == "unnumbered":
+            arguments = arguments.replace("--number", "")
+        elif server == "a thousand":
+            arguments = arguments.replace(*A_THOUSAND)
+        words = arguments.split()
         words += WORDS.get(server, [])
         with (
             tempfile.TemporaryDirectory() as new,
@@ -202,6 +221,9 @@ class Bench:
             before = processor_seconds(pid)
             figures = self._generate(address, "s", load.count, words)
             figures["processor_us"] = (processor_seconds(pid) - before) / figures["count"] * 1e6
+            if load is MILLION:
+                first, *others = figures["parts_per_second"]
+                figures |= {"opening_per_second": first, "per_second": statistics.harmonic_mean(others)}
             if figures["errors"]:
                 raise SystemExit(f"{load.name}, {server}: {figures['errors']} of {figures['count']} replies are not right.")
         return figures
@@ -278,18 +300,20 @@ def main() -> None:
     parser.add_argument("--loads", default="", help="only those whose name contains this")
     parser.add_argument("--worker-args", default="", help='further arguments of the worker; "{new}": a fresh folder')
     parser.add_argument("--long", action="store_true", help="10 minutes of the open loop instead, p99 of each minute")
+    parser.add_argument("--million", action="store_true", help="a million sessions beside a thousand instead")
     parser.add_argument("--quick", action="store_true", help="one round of few tokens: shows that it runs, and no figure")
     parser.add_argument("--json", type=Path, help="write each run to this file, round by round")
     args = parser.parse_args()
-    loads = [LONG] if args.long else [load for load in LOADS if args.loads in load.name]
+    loads = [LONG] if args.long else [MILLION] if args.million else [load for load in LOADS if args.loads in load.name]
     if not loads:
         parser.error(f"No load has {args.loads!r} in its name.")
     if args.quick:
         loads = [replace(load, count=load.count // QUICK) for load in loads]
     with tempfile.TemporaryDirectory() as directory:
-        bench = Bench(Path(directory), args.worker_args)
+        bench = Bench(Path(directory), args.worker_args, MILLION_HIDDEN if args.million else HIDDEN)
         rows = compare(bench, loads, 1 if args.quick or args.long else args.rounds, args.json)
-    note = f"{SIZES}; medians over the rounds; worker arguments: {args.worker_args or 'none'}"
+    sizes = SIZES.replace(f"hidden {HIDDEN}", f"hidden {MILLION_HIDDEN}") if args.million else SIZES
+    note = f"{sizes}; medians over the rounds; worker arguments: {args.worker_args or 'none'}"
     table(
         "A worker on the wire" + (", A QUICK LOOK, NO FIGURES" if args.quick else ""),
         [summary(load, rows) for load in loads],
