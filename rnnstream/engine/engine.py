@@ -80,28 +80,30 @@ class Engine(Turns):
         xs = self.model.input.tokens(values)
         rows: list[Any] = list(map(table.rows.get, names))
         if None not in rows and all(map(table.live.__getitem__, rows)):  # all are open, the usual case
-            return self._predicted(rows, xs, want, surprisal, now)
+            return self._predicted(rows, xs, want, surprisal, now, opens=False)
         rows = []
         try:
             for name in names:
                 self.known(name)
                 rows.append(table.take(name))
-            return self._predicted(rows, xs, want, surprisal, now)
+            return self._predicted(rows, xs, want, surprisal, now, opens=True)
         finally:
             for row in rows:
                 table.free(row)
 
-    def _predicted(self, rows: list[int], xs: list[Any], want: str | int, surprisal: bool, now: float) -> list[Prediction]:
-        """A token for each of these rows.
+    def _predicted(
+        self, rows: list[int], xs: list[Any], want: str | int, surprisal: bool, now: float, *, opens: bool
+    ) -> list[Prediction]:
+        """A token for each of these rows, of which some are to be opened if `opens` is true.
 
         Raises:
             NotFinite: see `step`.
         """
         with one_thread():
             if 0 < len(rows) == len(set(rows)):  # one wave, the usual case
-                found = self._move(rows, xs, want, surprisal, now)
+                found = self._move(rows, xs, want, surprisal, now, opens=opens)
             else:
-                found = self._move_often(rows, xs, want, surprisal, now)
+                found = self._move_often(rows, xs, want, surprisal, now, opens=opens)
         predictions = [prediction for prediction in found if prediction is not None]
         if len(predictions) < len(rows):
             raise self.not_finite(next(row for row, prediction in zip(rows, found, strict=True) if prediction is None))
@@ -132,7 +134,7 @@ class Engine(Turns):
         return prediction
 
     def _move_often(
-        self, rows: list[int], tokens: list[Any], want: str | int, surprisal: bool, now: float
+        self, rows: list[int], tokens: list[Any], want: str | int, surprisal: bool, now: float, *, opens: bool
     ) -> list[Prediction | None]:
         """Rows that come several times: in waves. None where the state would not be finite, and for that row from there on."""
         found: list[Prediction | None] = [None] * len(rows)
@@ -141,7 +143,7 @@ class Engine(Turns):
             places = [place for place in wave if rows[place] not in stopped]
             if not places:
                 break
-            moved = self._move([rows[p] for p in places], [tokens[p] for p in places], want, surprisal, now)
+            moved = self._move([rows[p] for p in places], [tokens[p] for p in places], want, surprisal, now, opens=opens)
             for place, prediction in zip(places, moved, strict=True):
                 found[place] = prediction
                 if prediction is None:
@@ -149,14 +151,13 @@ class Engine(Turns):
         return found
 
     def _move(
-        self, rows: list[int], tokens: list[Any], want: str | int, surprisal: bool, now: float
+        self, rows: list[int], tokens: list[Any], want: str | int, surprisal: bool, now: float, *, opens: bool
     ) -> Sequence[Prediction | None]:
         """One wave; None where the state would not be finite."""
-        live = self.table.live
         opened: list[int] = []  # places
         found: Sequence[Prediction | None] = [None] * len(rows)
         try:
-            if not all(map(live.__getitem__, rows)):
+            if opens:
                 for place, row in enumerate(rows):
                     if self.admit(row, None, now):
                         opened.append(place)

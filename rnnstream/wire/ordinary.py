@@ -113,9 +113,14 @@ class Parts:
         before, *tokens = body.split(_BEGIN)
         if before or len(tokens) < 2 or len(self._names) > KNOWN:
             return None
-        cut = [token.rpartition(X) for token in tokens]
-        names, xs = [self.in_bodies.get(head) for head, _, _ in cut], [self.ids.get(tail) for _, _, tail in cut]
-        return None if None in names or None in xs else (names, xs)  # type: ignore[return-value]
+        names: list[Any] = []
+        xs: list[Any] = []
+        put_name, put_x, session, id = names.append, xs.append, self.in_bodies.get, self.ids.get
+        for token in tokens:
+            head, _, tail = token.rpartition(X)
+            put_name(session(head))
+            put_x(id(tail))
+        return None if None in names or None in xs else (names, xs)
 
     def remember_all(self, body: bytes, tokens: list[dict[str, Any]]) -> None:
         """`remember` for a body that has nothing but such tokens, of open sessions."""

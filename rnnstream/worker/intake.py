@@ -285,12 +285,12 @@ class Intake:
 
     def _take_told(self, address: Address, names: list[str], xs: list[int]) -> bool:
         """Take in a body of plain tokens of different sessions, if all of these wait for the same wave. Whether it was done."""
-        table, waves = self._engine.table, self.waves
+        table, waves, waiting = self._engine.table, self.waves, self.waves.waiting
         rows: list[Any] = list(map(table.rows.get, names))
         distinct = set(rows)
         if None in distinct or len(distinct) < len(rows) or len(rows) > self._limits.frame_requests or waves.closing:
             return False
-        turns = set(map(waves.waiting.__getitem__, rows))
+        turns = set(map(waiting.__getitem__, rows))
         turn = turns.pop()
         if turns or turn >= self._limits.waiting - len(rows) or not all(map(table.live.__getitem__, rows)):
             return False
@@ -300,8 +300,9 @@ class Intake:
         wave.body_rows += rows
         wave.body_xs += xs
         wave.body_names += names
+        turn += 1
         for row in rows:
-            waves.waiting[row] = turn + 1
+            waiting[row] = turn
         waves.count += len(rows)
         self.order.add(body)
         return True
