@@ -309,12 +309,15 @@ static PyObject *copy_of(tape *self, int which) {
   return made;
 }
 
+/* Whether two outputs are one buffer, as the state of a vanilla network is what it gives out. */
+static int are_one(const lines *outputs) { return outputs[0].at == outputs[1].at && outputs[0].n == outputs[1].n; }
+
 PyDoc_STRVAR(play_doc, "play(state, x=None): what comes out for this state [S] and token, an id or [K]: new arrays, or the only one.");
 static PyObject *tape_play(tape *self, PyObject *const *args, Py_ssize_t count) {
   if (feed(self, args, count)) return NULL;
   PyObject *first = copy_of(self, 0);
   if (!first || PyTuple_GET_SIZE(self->outputs) == 1) return first;
-  int same = PyTuple_GET_ITEM(self->outputs, 0) == PyTuple_GET_ITEM(self->outputs, 1);
+  int same = are_one(self->output_at);
   PyObject *second = same ? Py_NewRef(first) : copy_of(self, 1), *both = second ? PyTuple_Pack(2, first, second) : NULL;
   Py_DECREF(first), Py_XDECREF(second);
   return both;
@@ -393,7 +396,7 @@ static PyObject *tape_play_many(tape *self, PyObject *args) {
   if (!PyArg_ParseTuple(args, "O|O", &states, &xs)) return NULL;
   if (!self->outputs || !PyArray_Check(states) || dims(states) != 2) return PyErr_Format(PyExc_TypeError, "play_many: states [B, S].");
   Py_ssize_t outputs = PyTuple_GET_SIZE(self->outputs);
-  int same = outputs == 2 && PyTuple_GET_ITEM(self->outputs, 0) == PyTuple_GET_ITEM(self->outputs, 1);
+  int same = outputs == 2 && are_one(self->output_at);
   for (Py_ssize_t k = 0; k < outputs - same; k++) {
     npy_intp shape[] = {dim(states, 0), self->output_at[k].n};
     if (!(made[k] = PyArray_SimpleNew(2, shape, self->type))) goto failed;

@@ -142,7 +142,7 @@ def steps(rows: Rows, machine: Mapping[str, Any], to: Path) -> None:
         rest = {other: choose(row[other] for row in rows) for other, choose in fixed.items() if other != key}
         mine = [row for row in rows if all(row[other] == value for other, value in rest.items())]
         if key == "rows":
-            ways = {"exact": "network", "free": "free"}
+            ways = {"exact": "calls", "free": "free"}
             lines = {f"{cell} {way}": speeds(mine, cell, key, figure) for cell in cells for way, figure in ways.items()}
         else:
             lines = {cell: speeds(mine, cell, key, "engine") for cell in cells}
