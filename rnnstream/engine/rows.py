@@ -287,7 +287,7 @@ class Rows:
     def rehearse(self) -> None:
         """A real step that no session sees: it raises what a step would raise. Runs under `one_thread`."""
         source = self.model.input
-        _, features = self.model.advance(self.model.initial_state()[np.newaxis], source.batch([source.sample()]))
+        _, features = self._many.advance(self.model.initial_state()[np.newaxis], source.batch([source.sample()]))
         self._many.head(features)
 
     def check(self) -> None:

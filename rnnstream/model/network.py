@@ -71,7 +71,7 @@ class Network(StepModel):
         spec: the specification, as docs/model-format.md describes it, or already parsed.
         tensors: an array for each name in `Spec.shapes`, of the specification's dtype; copied.
         measure: False takes `exact` for granted; for the twin that the measurement itself is done on.
-        play: False: its twin for one row is never played from a tape; likewise.
+        play: False: it is never played from tapes, neither by rows nor in batches; likewise.
 
     Raises:
         ModelError: a specification or tensor that is not as it should be.

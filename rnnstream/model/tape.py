@@ -42,8 +42,8 @@ Array = npt.NDArray[Any]
 VERSION = "0.2."  # of the extra, its beginning: what this module knows how to talk to
 ROWS = 67  # that a tape is measured on
 MANY = 8  # rows that are played at a time: a multiple of every tile's, and little enough for the first-level cache
-# Of all products: 1 MiB in float32, the second-level cache of a processor. Larger ones are read once for all rows of a batch by
-# NumPy, and once for each few of them by a tape.
+# Numbers of all products: 1 MiB in float32, the second-level cache of a processor. More than that is read once for all rows of
+# a batch by NumPy, and once for each few of them by a tape.
 MOST_WEIGHTS = 1 << 18
 # What BLAS libraries call a function with 64-bit integers, or with others, which take half of each.
 _CBLAS = ("scipy_cblas_{}64_", "cblas_{}64_", "scipy_cblas_{}", "cblas_{}")
@@ -220,7 +220,7 @@ def plays_many(network: Network) -> bool:
 
 
 def is_exact(network: Network) -> bool:
-    """Measure whether a network's tapes have the bits of its twin for one row: in random states, and some that are not finite.
+    """Measure whether a network's tapes have its bits, alone and in batches, in random states and some that are not finite.
 
     Args:
         network: with random weights, for a model's own may hide a difference.

@@ -108,10 +108,12 @@ class Parts:
             _remember(self.numbered, head, session)
             _remember(self.producers, part, producer)
 
-    def tell(self, body: bytes) -> tuple[list[str], list[int]] | None:
-        """The sessions and ids of a body of tokens of the first shape, two or more, if all of their parts were met."""
-        before, *tokens = body.split(_BEGIN)
-        if before or len(tokens) < 2 or len(self._names) > KNOWN:
+    def tell(self, body: bytes, most: int) -> tuple[list[str], list[int]] | None:
+        """The sessions and ids of a body of two to `most` tokens of the first shape, if all of their parts were met."""
+        if len(self._names) > KNOWN or not body.startswith(_BEGIN):
+            return None
+        _, *tokens = body.split(_BEGIN, most + 1)
+        if not 2 <= len(tokens) <= most:
             return None
         names: list[Any] = []
         xs: list[Any] = []
@@ -124,8 +126,10 @@ class Parts:
 
     def remember_all(self, body: bytes, tokens: list[dict[str, Any]]) -> None:
         """`remember` for a body that has nothing but such tokens, of open sessions."""
-        before, *parts = body.split(_BEGIN)
-        if before or len(self._names) > KNOWN or len(parts) != len(tokens):
+        if len(self._names) > KNOWN or not body.startswith(_BEGIN):
+            return
+        _, *parts = body.split(_BEGIN)
+        if len(parts) != len(tokens):
             return
         for part, token in zip(parts, tokens, strict=True):
             head, _, tail = part.rpartition(X)

@@ -209,10 +209,12 @@ class Intake:
         if held_bytes > CROWDED_BYTES:
             self.crowded.add(routing_id(address))
             return
+        met = True
         if not owner and held_bytes <= CONNECTION_BYTES:  # there is nothing to count, and no reason to refuse it
-            told = self.parts.tell(data)
+            told = self.parts.tell(data, self._limits.frame_requests)
             if told is not None and self._take_told(address, *told):
                 return
+            met = told is not None
         items, problem = decode(data, self._limits.frame_requests)
         body = Body(address, len(items) + (problem is not None), self._now, owner)
         body.bytes = len(body.replies) * self.reply_bytes
@@ -275,7 +277,7 @@ class Intake:
                 pass
             self._request(body, place, items, judged)
         waves.count += short
-        if plain == len(body.replies):
+        if plain == len(body.replies) and not met:
             self.parts.remember_all(data, items)
         if problem is not None:
             body.answer(len(items), self._answers.refused(problem, {}))
@@ -288,7 +290,7 @@ class Intake:
         table, waves, waiting = self._engine.table, self.waves, self.waves.waiting
         rows: list[Any] = list(map(table.rows.get, names))
         distinct = set(rows)
-        if None in distinct or len(distinct) < len(rows) or len(rows) > self._limits.frame_requests or waves.closing:
+        if None in distinct or len(distinct) < len(rows) or waves.closing:
             return False
         turns = set(map(waiting.__getitem__, rows))
         turn = turns.pop()

@@ -221,7 +221,7 @@ class Bench:
             before = processor_seconds(pid)
             figures = self._generate(address, "s", load.count, words)
             figures["processor_us"] = (processor_seconds(pid) - before) / figures["count"] * 1e6
-            if load is MILLION:
+            if load.name == MILLION.name:
                 first, *others = figures["parts_per_second"]
                 figures |= {"opening_per_second": first, "per_second": statistics.harmonic_mean(others)}
             if figures["errors"]:

@@ -284,10 +284,10 @@ def test_what_is_told_of_a_body_is_what_decoding_finds() -> None:
     for _ in range(20_000):
         tokens = [body(random.choice(names), random.choice(uints(random.randrange(SIZE)))) for _ in range(random.randrange(5))]
         data = b"".join(tokens)
-        found = parts.tell(data)
+        found = parts.tell(data, 9)
         if found is None and len(tokens) > 1:
             parts.remember_all(data, decoded_all(data) or [])
-            found = parts.tell(data)
+            found = parts.tell(data, 9)
         # An id may be written in a longer way than is remembered.
         if found is not None:
             told_of += 1
@@ -295,7 +295,7 @@ def test_what_is_told_of_a_body_is_what_decoding_finds() -> None:
         if data and random.random() < 0.7:
             at = random.randrange(len(data))
             changed = data[:at] + random.choice(odd) + data[at + random.randrange(12) :]
-            found = parts.tell(changed)
+            found = parts.tell(changed, 9)
             if found is not None:
                 assert [as_map(name, x, None, 0) for name, x in zip(*found, strict=True)] == decoded_all(changed), changed
             parts.remember_all(changed, decoded_all(data) or [])  # of tokens that are not its own: nothing wrong comes of it
@@ -311,9 +311,11 @@ def test_parts_of_bodies_are_remembered_within_bounds(monkeypatch: pytest.Monkey
         data = body(f"s{i}", b"\x01") + body(f"t{i}", b"\x01")
         parts.remember_all(data, decoded_all(data) or [])
         assert len(parts.in_bodies) <= 5
-    assert parts.tell(data) == (["s19", "t19"], [1, 1])
+    assert parts.tell(data, 9) == parts.tell(data, 2) == (["s19", "t19"], [1, 1])
+    assert parts.tell(data, 1) is None  # more are not even looked at
+    assert parts.tell(data * 5, 9) is None
     names.update({f"s{i}": i for i in range(6)})
-    assert parts.tell(data) is None
+    assert parts.tell(data, 9) is None
     parts.in_bodies.clear()
     parts.remember_all(data, decoded_all(data) or [])
     assert not parts.in_bodies
@@ -322,7 +324,7 @@ def test_parts_of_bodies_are_remembered_within_bounds(monkeypatch: pytest.Monkey
 def test_bodies_that_are_told_are_answered_as_those_that_are_decoded(drive: Drive) -> None:
     limits = Limits(waiting=10, frame_requests=6)
     told, careful = drive(network(), limits=limits), drive(network(), limits=limits)
-    careful.core._intake.parts.tell = lambda body: None  # type: ignore[method-assign]
+    careful.core._intake.parts.tell = lambda body, most: None  # type: ignore[method-assign]
     taken = []
     take_told = told.core._intake._take_told
     told.core._intake._take_told = lambda *body: taken.append(take_told(*body)) or taken[-1]  # type: ignore[method-assign, func-returns-value]
@@ -366,7 +368,7 @@ def test_bodies_that_are_told_are_answered_as_those_that_are_decoded(drive: Driv
 def test_bodies_that_are_told_go_no_further_than_the_bounds_and_open_nothing(drive: Drive) -> None:
     limits, data = Limits(waiting=10, frame_requests=6), pack([step("a", 1), step("b", 1)])
     told, careful = drive(network(), limits=limits), drive(network(), limits=limits)
-    careful.core._intake.parts.tell = lambda body: None  # type: ignore[method-assign]
+    careful.core._intake.parts.tell = lambda body, most: None  # type: ignore[method-assign]
     for driver in (told, careful):
         for _ in range(2):  # opened, then met
             driver.ask(step("a", 1), step("b", 1))
@@ -375,7 +377,7 @@ def test_bodies_that_are_told_go_no_further_than_the_bounds_and_open_nothing(dri
         driver.ask({"op": "close", "session": "b"})
         driver.handle((b"one", pack([{"op": "open", "session": "b", "state": b"none"}, step("a", 1)])), (b"two", data))
         driver.finish()
-    assert told.core._intake.parts.tell(data) == (["a", "b"], [1, 1])
+    assert told.core._intake.parts.tell(data, 9) == (["a", "b"], [1, 1])
     assert told.replies == careful.replies
     assert codes(told.replies[b"\x08"][0]) == [11, 11]
     assert codes(told.replies[b"\x0b"][0]) == ["busy", "busy"]
@@ -391,7 +393,7 @@ def test_replies_are_those_that_decoding_gets(drive: Drive) -> None:
         ids={},
         producers={},
         decode=lambda body: 1 / 0,
-        tell=lambda body: None,
+        tell=lambda body, most: None,
         remember_all=lambda body, tokens: None,
     )
     careful.core._intake.parts = nothing  # type: ignore[assignment]
