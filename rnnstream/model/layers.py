@@ -143,9 +143,9 @@ class Activation(StepLayer):
 
     def step(self, state: Array, x: Array) -> tuple[Array, Array]:  # [B, 0], [B, K] -> [B, 0], [B, K]
         """The function of each row."""
-        return state, self.function(
-            np.ascontiguousarray(x) if self.over_a_row else x
-        )  # a sum over another layout has other bits
+        if self.over_a_row:
+            x = np.ascontiguousarray(x)  # a sum over another layout has other bits
+        return state, self.function(x)
 
 
 class Scale(StepLayer):

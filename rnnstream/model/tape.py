@@ -190,7 +190,7 @@ def record(network: Network, rows: int | None = None) -> dict[str, Callable[...,
         x: Any = None if network.input.kind == "token" else recorder.buffer(network.input.size)
         return state, x, *network.twin(recorder.part).advance(state, x)
 
-    advance, head, both = (Recorder(network.dtype, rows) for _ in range(3))
+    advance, head, both = (Recorder(network.dtype, rows) for _ in range(3))  # the last one is for one row alone
     few = network.output.size <= kernel.MOST_LOGITS
     try:
         state, x, new, features = recurrence(advance)

@@ -89,7 +89,7 @@ LOADS = (
 LONG = Load("open loop, 50,000 a second, 10 minutes", f"{OPEN_LOOP} --parts 10", 30_000_000, "p99_us", against="")
 
 
-# Each session gets three tokens. The first opens it, so the others are what is counted.
+# Each session gets three tokens, and each of the thousand 3,000. The first third, which opens a million, is not counted.
 MILLION = Load(
     "16 x 16, 992,000 sessions",
     "--clients 16 --sessions 62000 --window 16 --parts 3",
