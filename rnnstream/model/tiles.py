@@ -23,12 +23,14 @@ from rnnstream.model.blas import kernels, one_thread
 Array = npt.NDArray[Any]
 
 # OpenBLAS's kernels for AVX-512 multiply small matrices (R*K*N up to 1e6) without packing them first, and are fastest on four
-# rows and panels of w: few where w stays in a core's cache, for each is a call; beyond it narrow ones, whose rows lie so
-# close that they are fetched ahead. The others pack, so that a small tile costs nearly as much as a large one,
+# rows and panels of w: few where w stays in a core's cache, for each is a call. Beyond it they go through w in steps of 256
+# bytes, down a panel and then down again beside that: of panels that are no wider, the rows lie one behind the other, and are
+# fetched ahead of being asked for. One row takes half of what it takes with panels twice as wide. The others pack, so that a small tile costs nearly as much as a large one,
 # and one row (gemv) is fastest as long as w stays in the cache. Measured figures: docs/design.md.
 _SMALL_MATRIX_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
 _SMALL_PRODUCT = 1_000_000  # R*K*N
 _NEAR_NUMBERS = 1 << 18  # of w: 1 MiB in float32, the second-level cache of such a processor
+_STEP_BYTES = 256
 _CACHED_BYTES = 4 << 20  # of w: beyond it, reading w once a row costs more than padding a tile
 
 
@@ -47,7 +49,7 @@ class Tile:
 def candidates(k: int, n: int, itemsize: int, kernel: str) -> list[Tile]:
     """The forms that are tried for a [k, n] matrix, in this order; one row at a time is always among them."""
     if any(name in kernel for name in _SMALL_MATRIX_KERNELS):
-        panel = min(n, _panel(k, n))
+        panel = min(n, _panel(k, n, itemsize))
         # Two rows have the bits of four nearly everywhere, and cost a third less: one row is what latency is about.
         order = [Tile(4, panel, few=2), Tile(4, panel), Tile(8, panel), Tile(2, n), Tile(1, n)]
     elif k * n * itemsize > _CACHED_BYTES:
@@ -57,12 +59,17 @@ def candidates(k: int, n: int, itemsize: int, kernel: str) -> list[Tile]:
     return order
 
 
-def _panel(k: int, n: int) -> int:
+def _panel(k: int, n: int, itemsize: int) -> int:
     """Columns of a panel, for the kernels that multiply small matrices without packing them."""
     panels = -(-4 * k * n // _SMALL_PRODUCT)
-    # A last panel of a single column is multiplied by gemv, with other bits: where there has been one, there is one.
-    if k * n > _NEAR_NUMBERS or (n % 128 == 1 and 4 * k * n > 300_000):
-        return 128 if k <= 1024 else 64
+    # A last panel of a single column is multiplied by gemv, with other bits: where there has been one, there is one, and nowhere
+    # else. There has been with panels of so many columns:
+    former = 128 if k <= 1024 else 64
+    if k * n > _NEAR_NUMBERS:
+        narrow = _STEP_BYTES // itemsize
+        return narrow if (n % narrow == 1) is (n % former == 1) else former
+    if n % 128 == 1 and 4 * k * n > 300_000:
+        return former
     # As many equal parts as it takes for small ones, each widened to whole 64 columns. That may be a little too much: k 2016
     # and n 130 make 128 + 2. The wide ones are then packed after all, which takes longer, and are measured like any other form.
     return n if panels == 1 else -(-n // (64 * panels)) * 64
