@@ -23,10 +23,11 @@ from rnnstream.model.blas import kernels, one_thread
 Array = npt.NDArray[Any]
 
 # OpenBLAS's kernels for AVX-512 multiply small matrices (R*K*N up to 1e6) without packing them first, and are fastest on four
-# rows and panels of w: few where w stays in a core's cache, for each is a call. Beyond it they go through w in steps of 256
-# bytes, down a panel and then down again beside that: of panels that are no wider, the rows lie one behind the other, and are
-# fetched ahead of being asked for. One row takes half of what it takes with panels twice as wide. The others pack, so that a small tile costs nearly as much as a large one,
-# and one row (gemv) is fastest as long as w stays in the cache. Measured figures: docs/design.md.
+# rows and panels of w: few where w stays in a core's cache, for each is a call. They go down a panel in steps of 256 bytes, and
+# then down again beside that: where a panel is no wider, what they read lies in one piece, and is fetched ahead. One row of a
+# matrix beyond the cache takes half of what it takes with panels of twice that. The other kernels pack, so that a small tile
+# costs nearly as much as a large one, and one row (gemv) is fastest as long as w stays in the cache. Measured figures:
+# docs/design.md.
 _SMALL_MATRIX_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
 _SMALL_PRODUCT = 1_000_000  # R*K*N
 _NEAR_NUMBERS = 1 << 18  # of w: 1 MiB in float32, the second-level cache of such a processor
@@ -62,8 +63,8 @@ def candidates(k: int, n: int, itemsize: int, kernel: str) -> list[Tile]:
 def _panel(k: int, n: int, itemsize: int) -> int:
     """Columns of a panel, for the kernels that multiply small matrices without packing them."""
     panels = -(-4 * k * n // _SMALL_PRODUCT)
-    # A last panel of a single column is multiplied by gemv, with other bits: where there has been one, there is one, and nowhere
-    # else. There has been with panels of so many columns:
+    # A last panel of a single column is multiplied by gemv, with other bits. There is one where there has been one, with panels
+    # of so many columns, and nowhere else.
     former = 128 if k <= 1024 else 64
     if k * n > _NEAR_NUMBERS:
         narrow = _STEP_BYTES // itemsize

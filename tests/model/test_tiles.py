@@ -248,7 +248,19 @@ def test_the_panels_of_kernels_that_multiply_small_matrices_without_packing(k, n
 
 
 @pytest.mark.parametrize(
-    ("k", "n"), [(256, 768), (256, 1024), (512, 512), (130, 700), (501, 257), (333, 300), (1024, 1024), (300, 961), (512, 547), (300, 1025)]
+    ("k", "n"),
+    [
+        (256, 768),
+        (256, 1024),
+        (512, 512),
+        (130, 700),
+        (501, 257),
+        (333, 300),
+        (1024, 1024),
+        (300, 961),
+        (512, 547),
+        (300, 1025),
+    ],
 )
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_width_of_the_panels_is_not_seen_in_the_bits(k, n, dtype):
