@@ -42,9 +42,9 @@ Array = npt.NDArray[Any]
 VERSION = "0.2."  # of the extra, its beginning: what this module knows how to talk to
 ROWS = 67  # that a tape is measured on
 MANY = 8  # rows that are played at a time: a multiple of every tile's, and little enough for the first-level cache
-# Numbers of all products: 1 MiB in float32, the second-level cache of a processor. More than that is read once for all rows of
-# a batch by NumPy, and once for each few of them by a tape.
-MOST_WEIGHTS = 1 << 18
+# Numbers of all products: 4 MiB in float32, which a core finds in a cache, be it one that it shares. More than that is read
+# once for all rows of a batch by NumPy, and once for each few of them by a tape.
+MOST_WEIGHTS = 1 << 20
 # What BLAS libraries call a function with 64-bit integers, or with others, which take half of each.
 _CBLAS = ("scipy_cblas_{}64_", "cblas_{}64_", "scipy_cblas_{}", "cblas_{}")
 
