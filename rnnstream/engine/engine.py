@@ -79,7 +79,8 @@ class Engine(Turns):
         names, values = zip(*pairs, strict=True) if pairs else ((), ())
         xs = self.model.input.tokens(values)
         rows: list[Any] = list(map(table.rows.get, names))
-        if None not in rows and all(map(table.live.__getitem__, rows)):  # all are open, the usual case
+        # The usual case: all are open, for which nothing need be looked at where every name that has a row is.
+        if None not in rows and (table.open_count == len(table.rows) or all(map(table.live.__getitem__, rows))):
             return self._predicted(rows, xs, want, surprisal, now, opens=False)
         rows = []
         try:

@@ -15,7 +15,9 @@ that map and no other.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
+from itertools import repeat
+from operator import itemgetter
 from typing import Any
 
 import msgpack
@@ -108,21 +110,18 @@ class Parts:
             _remember(self.numbered, head, session)
             _remember(self.producers, part, producer)
 
-    def tell(self, body: bytes, most: int) -> tuple[list[str], list[int]] | None:
+    def tell(self, body: bytes, most: int) -> tuple[Sequence[str], Sequence[int]] | None:
         """The sessions and ids of a body of two to `most` tokens of the first shape, if all of their parts were met."""
         if len(self._names) > KNOWN or not body.startswith(_BEGIN):
             return None
         _, *tokens = body.split(_BEGIN, most + 1)
         if not 2 <= len(tokens) <= most:
             return None
-        names: list[Any] = []
-        xs: list[Any] = []
-        put_name, put_x, session, id = names.append, xs.append, self.in_bodies.get, self.ids.get
-        for token in tokens:
-            head, _, tail = token.rpartition(X)
-            put_name(session(head))
-            put_x(id(tail))
-        return None if None in names or None in xs else (names, xs)
+        heads, _, tails = zip(*map(bytes.rpartition, tokens, repeat(X)), strict=True)
+        try:  # half as long as one token after the other
+            return itemgetter(*heads)(self.in_bodies), itemgetter(*tails)(self.ids)
+        except KeyError:
+            return None
 
     def remember_all(self, body: bytes, tokens: list[dict[str, Any]]) -> None:
         """`remember` for a body that has nothing but such tokens, of open sessions."""

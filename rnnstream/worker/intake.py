@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
+from operator import itemgetter
 from typing import Any
 
 from rnnstream.engine.engine import Engine
@@ -285,16 +286,18 @@ class Intake:
             body.bytes = sum(map(len, body.replies))  # type: ignore[arg-type]
         self.order.add(body)
 
-    def _take_told(self, address: Address, names: list[str], xs: list[int]) -> bool:
+    def _take_told(self, address: Address, names: Sequence[str], xs: Sequence[int]) -> bool:
         """Take in a body of plain tokens of different sessions, if all of these wait for the same wave. Whether it was done."""
         table, waves, waiting = self._engine.table, self.waves, self.waves.waiting
-        rows: list[Any] = list(map(table.rows.get, names))
-        distinct = set(rows)
-        if None in distinct or len(distinct) < len(rows) or waves.closing:
+        try:
+            rows = itemgetter(*names)(table.rows)
+        except KeyError:
             return False
-        turns = set(map(waiting.__getitem__, rows))
-        turn = turns.pop()
-        if turns or turn >= self._limits.waiting - len(rows) or not all(map(table.live.__getitem__, rows)):
+        of_rows = itemgetter(*rows)
+        turn, *others = set(of_rows(waiting))
+        if others or len(set(rows)) < len(rows) or waves.closing or not all(of_rows(table.live)):
+            return False
+        if turn >= self._limits.waiting - len(rows):
             return False
         body, wave = Body(address, len(rows), self._now), waves.at(turn)
         body.bytes = len(rows) * self.reply_bytes

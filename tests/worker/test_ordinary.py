@@ -311,7 +311,7 @@ def test_parts_of_bodies_are_remembered_within_bounds(monkeypatch: pytest.Monkey
         data = body(f"s{i}", b"\x01") + body(f"t{i}", b"\x01")
         parts.remember_all(data, decoded_all(data) or [])
         assert len(parts.in_bodies) <= 5
-    assert parts.tell(data, 9) == parts.tell(data, 2) == (["s19", "t19"], [1, 1])
+    assert parts.tell(data, 9) == parts.tell(data, 2) == (("s19", "t19"), (1, 1))
     assert parts.tell(data, 1) is None  # more are not even looked at
     assert parts.tell(data * 5, 9) is None
     names.update({f"s{i}": i for i in range(6)})
@@ -377,7 +377,7 @@ def test_bodies_that_are_told_go_no_further_than_the_bounds_and_open_nothing(dri
         driver.ask({"op": "close", "session": "b"})
         driver.handle((b"one", pack([{"op": "open", "session": "b", "state": b"none"}, step("a", 1)])), (b"two", data))
         driver.finish()
-    assert told.core._intake.parts.tell(data, 9) == (["a", "b"], [1, 1])
+    assert told.core._intake.parts.tell(data, 9) == (("a", "b"), (1, 1))
     assert told.replies == careful.replies
     assert codes(told.replies[b"\x08"][0]) == [11, 11]
     assert codes(told.replies[b"\x0b"][0]) == ["busy", "busy"]
