@@ -33,9 +33,11 @@ _BEGIN = bytes((PLAIN,)) + _SESSION  # of a token of the first shape
 UINT_FIRST = {1: b"", 2: b"\xcc", 3: b"\xcd", 5: b"\xce", 9: b"\xcf"}
 UINT = {size: struct.Struct(form).unpack for size, form in ((1, ">0sb"), (2, ">cB"), (3, ">cH"), (5, ">cI"), (9, ">cQ"))}
 
-# Parts of a kind that are remembered, of 150 bytes each as a rule: to forget them all takes some milliseconds. Of more sessions
-# than that few would be met again, so then none is looked up or remembered.
+# Parts of a kind that are remembered, of 150 bytes each as a rule: to forget them all takes some milliseconds.
 KNOWN = 1 << 16
+# Sessions with which tokens are told. Of more than that, few are met again while what is remembered of them is in the
+# processor's caches, and decoding is faster: with 30,000 sessions by a third.
+FEW_SESSIONS = 1 << 14
 
 # session; x, None if the token is not an ordinary one; producer and n, None and 0 without; id, None without
 Token = tuple[str, int | None, str | None, int, Any]
@@ -92,7 +94,7 @@ class Parts:
         That is if they are written in the shortest way, as nearly all are, and in the usual order.
         """
         shape = body[0]
-        if len(self._names) > KNOWN or (shape != PLAIN and shape not in NUMBERED):
+        if len(self._names) > FEW_SESSIONS or (shape != PLAIN and shape not in NUMBERED):
             return
         head, _, tail = body.rpartition(X)
         if shape != PLAIN:
@@ -112,7 +114,7 @@ class Parts:
 
     def tell(self, body: bytes, most: int) -> tuple[Sequence[str], Sequence[int]] | None:
         """The sessions and ids of a body of two to `most` tokens of the first shape, if all of their parts were met."""
-        if len(self._names) > KNOWN or not body.startswith(_BEGIN):
+        if len(self._names) > FEW_SESSIONS or not body.startswith(_BEGIN):
             return None
         _, *tokens = body.split(_BEGIN, most + 1)
         if not 2 <= len(tokens) <= most:
@@ -125,7 +127,7 @@ class Parts:
 
     def remember_all(self, body: bytes, tokens: list[dict[str, Any]]) -> None:
         """`remember` for a body that has nothing but such tokens, of open sessions."""
-        if len(self._names) > KNOWN or not body.startswith(_BEGIN):
+        if len(self._names) > FEW_SESSIONS or not body.startswith(_BEGIN):
             return
         _, *parts = body.split(_BEGIN)
         if len(parts) != len(tokens):

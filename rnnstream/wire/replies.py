@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from rnnstream.errors import ProtocolError, RequestError
 from rnnstream.wire.limits import SESSION_BYTES
-from rnnstream.wire.ordinary import KNOWN
+from rnnstream.wire.ordinary import FEW_SESSIONS, KNOWN
 from rnnstream.wire.requests import hold_whole
 
 # A step's ordinary reply {"session": ..., "t": ..., "y": ..., "p": ...[, "label": ...]}: its integers have a fixed width, so
@@ -123,7 +123,7 @@ class _KeptHeads(dict[str, bytes]):
     def __missing__(self, session: str) -> bytes:
         name = session.encode()
         head = self._by_size[len(name)] + name
-        if len(self._names) <= KNOWN:
+        if len(self._names) <= FEW_SESSIONS:
             if len(self) >= KNOWN:
                 self.clear()
             self[session] = head

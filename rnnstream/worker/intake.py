@@ -16,7 +16,7 @@ from rnnstream.engine.engine import Engine
 from rnnstream.errors import RequestError, TooLarge
 from rnnstream.names import Name
 from rnnstream.wire.limits import Limits
-from rnnstream.wire.ordinary import ID, IDENTIFIED, KNOWN, NUMBERED, PLAIN, PRODUCER, UINT, UINT_FIRST, N, Parts, X, uint
+from rnnstream.wire.ordinary import FEW_SESSIONS, ID, IDENTIFIED, NUMBERED, PLAIN, PRODUCER, UINT, UINT_FIRST, N, Parts, X, uint
 from rnnstream.wire.requests import OPS, Request, decode, parse, readable
 from rnnstream.worker.answers import SPARE_BYTES, Answers, echo, reply_bytes
 from rnnstream.worker.keeper import Keeper
@@ -102,7 +102,7 @@ class Intake:
         rows, producers = table.rows, table.producers
         parts = self.parts
         sessions, numbered, ids, known_producers = parts.sessions, parts.numbered, parts.ids, parts.producers
-        decode_one, few = parts.decode, len(rows) <= KNOWN
+        decode_one, few = parts.decode, len(rows) <= FEW_SESSIONS
         wave, self._now, most = self.waves.first(), now, self._limits.waiting
         self._refusals.begin()
         self.again = False

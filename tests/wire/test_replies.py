@@ -87,6 +87,7 @@ def test_a_step_count_beyond_the_fixed_width_is_never_a_wrong_number(vocabulary:
 
 def test_beginnings_of_replies_are_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replies, "KNOWN", 5)
+    monkeypatch.setattr(replies, "FEW_SESSIONS", 5)
     names: dict[str, int] = {}
     made = WaveReplies(None, names)
     for i in range(20):

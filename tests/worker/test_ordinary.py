@@ -212,6 +212,7 @@ def test_a_number_that_is_none_where_all_else_was_met(drive: Drive, n: bytes) ->
 
 def test_parts_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ordinary, "KNOWN", 5)
+    monkeypatch.setattr(ordinary, "FEW_SESSIONS", 5)
     names: dict[str, int] = {}
     parts = Parts(SIZE, names)
     for i in range(20):
@@ -305,6 +306,7 @@ def test_what_is_told_of_a_body_is_what_decoding_finds() -> None:
 
 def test_parts_of_bodies_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ordinary, "KNOWN", 5)
+    monkeypatch.setattr(ordinary, "FEW_SESSIONS", 5)
     names: dict[str, int] = {}
     parts = Parts(SIZE, names)
     for i in range(20):
