@@ -134,6 +134,8 @@ class Parts:
             return
         for part, token in zip(parts, tokens, strict=True):
             head, _, tail = part.rpartition(X)
+            if head in self.in_bodies and tail in self.ids:  # as nearly all of a body in which one session is new
+                continue
             if uint(tail) == token["x"] and head == _pack(token["session"]):
                 _remember(self.ids, tail, token["x"])
                 _remember(self.in_bodies, head, token["session"])
